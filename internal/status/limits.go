@@ -84,12 +84,17 @@ func (u *Update) Validate(now time.Time) error {
 			return invalid("failure.message", "larger than %d bytes", MaxFailure)
 		}
 	}
-	for _, t := range []struct{ field, text string }{
-		{"name", u.Name}, {"executionId", u.ExecutionID},
-		{"parentInstanceId", u.ParentInstanceID}, {"rootInstanceId", u.RootInstanceID},
+	for _, t := range []struct {
+		field, text string
+		limit       int
+	}{
+		{"name", u.Name, MaxName},
+		{"executionId", u.ExecutionID, MaxID},
+		{"parentInstanceId", u.ParentInstanceID, MaxID},
+		{"rootInstanceId", u.RootInstanceID, MaxID},
 	} {
-		if utf8.RuneCountInString(t.text) > MaxName {
-			return invalid(t.field, "longer than %d characters", MaxName)
+		if utf8.RuneCountInString(t.text) > t.limit {
+			return invalid(t.field, "longer than %d characters", t.limit)
 		}
 	}
 	return validLabels(u.Labels)
