@@ -1,0 +1,113 @@
+// Package auth answers one question: who is asking?
+//
+// It turns the bearer token (JWT, RFC 7519) of a request or a socket into a [*Principal]. What a principal may see
+// is not decided here but in package policy.
+//
+// It promises that
+//
+//   - algorithms, issuers and audiences come from the configuration, and nothing that decides how a token is
+//     verified comes from the token (RFC 8725): its alg and kid only select among what the issuer's own key set and
+//     the configuration allow; jwk, jku, x5u and x5c are never used; a crit header is refused;
+//   - a key of one issuer never verifies a token of another;
+//   - a key that its issuer has withdrawn stops working within [Options.KeyRefresh], for remembered tokens too, and a new one
+//     works within 30 s, also while somebody floods the verifier with tokens of unknown keys, which costs the
+//     issuer at most two fetches in 30 s;
+//   - while an issuer's key endpoint is down its known keys keep working for [Options.KeyGrace], and not longer;
+//   - no error contains a token, or any part of one but its issuer and its key id.
+//
+// Use:
+//
+//	verifier, err := auth.New(auth.Options{Issuers: auth.Entra(tenant, "api://statusrelay")})
+//	go verifier.Run(ctx) // optional: fetches keys before a request needs them
+//	…
+//	token, ok, err := auth.Bearer(request)
+//	principal, err := verifier.Verify(ctx, token)
+//
+// An error wraps [ErrUnauthenticated] when the credential is at fault ([ErrExpired] when all that is wrong with it is its
+// age), and status.ErrUnavailable when the issuer's keys cannot be had, so that nobody can tell.
+package auth
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// The kinds of refusal. The caller is told the kind, the log the whole error.
+var (
+	// ErrUnauthenticated says that there is no credential, or one that proves nothing.
+	ErrUnauthenticated = errors.New("unauthenticated")
+	// ErrExpired is the ErrUnauthenticated of a token that was good once: its holder should get a new one.
+	ErrExpired = fmt.Errorf("%w: token expired", ErrUnauthenticated)
+	// ErrForbidden says that it is known who asks, and that they may not.
+	ErrForbidden = errors.New("forbidden")
+)
+
+// A Principal is who is asking. It is shared between requests and sockets: never modify it, its claims included.
+//
+// Issuer and Subject together name the principal. For a token they are its iss and sub; other kinds of credential
+// name an issuer of their own, which is never a URL, and may have neither claims nor an expiry.
+type Principal struct {
+	Issuer  string
+	Subject string
+
+	// Claims are all claims of the token, as decoded from JSON: an integer is an int64, any other number a float64.
+	Claims map[string]any
+
+	// Expires is when the credential stops being accepted: what is open in its name must be closed then.
+	// For a token that is its exp plus the allowed clock skew, exactly the instant from which Verify refuses it.
+	// Zero means never.
+	Expires time.Time
+}
+
+// Expired reports whether the principal's credential is no longer good.
+func (p *Principal) Expired(now time.Time) bool {
+	return !p.Expires.IsZero() && !now.Before(p.Expires)
+}
+
+// Bearer returns the token of the request's Authorization header (RFC 6750, section 2.1). ok is false when there is
+// no such header, or one of another scheme. Two headers, or one that breaks the syntax, are an ErrUnauthenticated:
+// what one hop would read differently from the next is not read at all.
+func Bearer(r *http.Request) (token string, ok bool, err error) {
+	values := r.Header.Values("Authorization")
+	if len(values) == 0 {
+		return "", false, nil
+	}
+	if len(values) > 1 {
+		return "", false, refusal("%d Authorization headers", len(values))
+	}
+	scheme, token, _ := strings.Cut(values[0], " ")
+	if scheme == "" {
+		return "", false, refusal("the Authorization header names no scheme")
+	}
+	if !strings.EqualFold(scheme, "Bearer") {
+		return "", false, nil
+	}
+	token = strings.TrimLeft(token, " ")
+	if !consistsOf(token, "-._~+/=") {
+		return "", false, refusal("the Authorization header is not 'Bearer' and one token")
+	}
+	return token, true, nil
+}
+
+// consistsOf reports whether s is not empty and has only ASCII letters, digits and the bytes of others.
+func consistsOf(s, others string) bool {
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case strings.IndexByte(others, c) >= 0:
+		default:
+			return false
+		}
+	}
+	return s != ""
+}
+
+// refusal returns an ErrUnauthenticated with its cause. No argument may come from a token, except a bounded issuer or
+// key id.
+func refusal(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrUnauthenticated}, args...)...)
+}
