@@ -15,6 +15,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -40,7 +41,7 @@ func must[T any](value T, err error) T {
 
 func p256() crypto.Signer { return must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)) }
 func p384() crypto.Signer { return must(ecdsa.GenerateKey(elliptic.P384(), rand.Reader)) }
-func ed25519K() crypto.Signer {
+func edwards() crypto.Signer {
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	return must(private, err)
 }
@@ -204,6 +205,14 @@ func (p *provider) fetches() int {
 	return n
 }
 
+// requests is how often anything was asked for.
+func (p *provider) requests() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.asked)
+}
+
+// hosts are those that were asked.
 func (p *provider) hosts() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -260,3 +269,12 @@ func (p *provider) sign(k *signingKey, headers, claims map[string]any) string {
 
 // token returns a good token with some claims changed.
 func (p *provider) token(claims map[string]any) string { return p.sign(p.ec, nil, claims) }
+
+// heap returns the bytes in use, garbage excluded.
+func heap() int64 {
+	runtime.GC()
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return int64(stats.HeapAlloc)
+}
