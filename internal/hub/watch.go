@@ -1,0 +1,140 @@
+package hub
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"statusrelay/internal/status"
+)
+
+// A Sink is told that its watch has something pending, once, until it is taken.
+type Sink interface {
+	// Wake must not block and must not use the hub: it is called for one watch after the other while their
+	// instance is locked.
+	Wake()
+}
+
+// A Watch is one reader's interest in one instance: a cell with the newest snapshot that the reader has not taken yet.
+// It belongs to the transport, usually as a field of what the transport keeps per watch. The zero Watch is closed.
+type Watch struct {
+	sink Sink // set by Hub.Watch
+
+	instance   *instance // set by Hub.Watch
+	next, prev *Watch    // guarded by instance.mu
+
+	pending atomic.Pointer[Snapshot]
+	taken   atomic.Int64 // version of what was taken last
+}
+
+// Key names the watched instance.
+func (w *Watch) Key() status.Key { return w.instance.key }
+
+// Take returns the newest snapshot that was offered and not taken yet, or nil. Calls must not be concurrent.
+func (w *Watch) Take() *Snapshot {
+	s := w.pending.Swap(nil)
+	if s == nil || s.Version <= w.taken.Load() {
+		return nil // an offer that looked at taken just before it was raised
+	}
+	w.taken.Store(s.Version)
+	return s
+}
+
+// Again has the state of the instance read and given to this watch once more, though its version be the same:
+// what the reader may see of it has changed. Whoever takes a snapshot after Again was called must judge it by the new rights.
+func (w *Watch) Again() {
+	w.taken.Store(0)
+	w.instance.hub.look(w.instance)
+}
+
+// Close ends the watch. When it has returned, the sink is not woken any more. A closed watch cannot be opened again.
+func (w *Watch) Close() {
+	in := w.instance
+	in.mu.Lock()
+	in.unlink(w)
+	empty := in.first == nil
+	in.mu.Unlock()
+	in.hub.metrics.watches.Dec()
+	if empty {
+		in.hub.look(in)
+	}
+}
+
+// offer keeps s if it is newer than everything so far, and reports whether that replaced a snapshot that nobody has
+// taken.
+func (w *Watch) offer(s *Snapshot) (conflated bool) {
+	for {
+		p := w.pending.Load()
+		if p != nil && p.Version >= s.Version || w.taken.Load() >= s.Version {
+			return false
+		}
+		if w.pending.CompareAndSwap(p, s) {
+			if p == nil {
+				w.sink.Wake()
+			}
+			return p != nil
+		}
+	}
+}
+
+// A Snapshot is one version of an instance, shared by all who watch it. It is immutable, but for a memo of what was
+// derived from it.
+type Snapshot struct {
+	// Record is nil when there is none (any more), and may be a tombstone.
+	Record *status.Record
+	// Version orders the snapshots of an instance. Without a record it is the hub's own.
+	Version int64
+
+	memo atomic.Pointer[memo]
+}
+
+// Gone reports whether there is nothing to see.
+func (s *Snapshot) Gone() bool { return s.Record == nil || s.Record.Purged }
+
+// memo is a list: it has one entry per audience at most, and those are few.
+type memo struct {
+	key   any
+	once  sync.Once
+	done  atomic.Bool
+	value any // set before done
+	next  *memo
+}
+
+// Load returns what Make has made for the key. It allocates nothing if the key is a pointer.
+func (s *Snapshot) Load(key any) (value any, ok bool) {
+	for m := s.memo.Load(); m != nil; m = m.next {
+		if m.key == key && m.done.Load() {
+			return m.value, true
+		}
+	}
+	return nil, false
+}
+
+// Make returns the value for the key and calls make for it once, however many ask at the same time. key must be
+// comparable.
+func (s *Snapshot) Make(key any, make func() any) any {
+	m := s.entry(key)
+	m.once.Do(func() {
+		m.value = make()
+		m.done.Store(true)
+	})
+	return m.value
+}
+
+func (s *Snapshot) entry(key any) *memo {
+	var fresh *memo
+	for {
+		first := s.memo.Load()
+		for m := first; m != nil; m = m.next {
+			if m.key == key {
+				return m
+			}
+		}
+		if fresh == nil {
+			fresh = &memo{key: key}
+		}
+		fresh.next = first
+		if s.memo.CompareAndSwap(first, fresh) {
+			return fresh
+		}
+	}
+}
