@@ -1,0 +1,217 @@
+// Package policy decides what may leave: which audiences there are for the
+// instances of a hub and an orchestrator, who belongs to each, and which fields
+// each may see. docs/policy.md explains the file it reads.
+//
+// It promises that everything is denied unless the file grants it. What no
+// audience may see is removed by Policy.Filter before it is stored; what one
+// audience may not see is not in its Audience.View. A condition that cannot be
+// decided (a claim that is missing, a label that publishers disagree about)
+// admits nobody.
+//
+//	p, err := policy.Parse(file)           // every mistake at once, each with its place
+//	p.Filter(update)                       // on the way in
+//	a := p.Audience(claims, record)        // on the way out: nil is "no such instance"
+//	v := a.View(record)
+//
+// A Policy and its audiences are immutable and may be used by many goroutines.
+package policy
+
+import (
+	"context"
+	_ "embed"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"maps"
+	"slices"
+
+	"statusrelay/internal/status"
+)
+
+// wildcard stands for every hub or orchestrator that is not listed, and in a
+// pointer for every member or element.
+const wildcard = "*"
+
+//go:embed development.yaml
+var development []byte
+
+// Development returns the policy file of development mode, which is commented
+// and good to copy as a start.
+func Development() []byte { return slices.Clone(development) }
+
+// Policy is a policy file, compiled.
+type Policy struct {
+	hubs       map[string]map[string]*rule // by hub, then by orchestrator name
+	publishers []publisher
+	projectors *projectors
+	log        *slog.Logger
+}
+
+// rule is what holds for the instances of one hub and orchestrator.
+type rule struct {
+	audiences []*Audience // in file order: the first that admits decides
+	union     sight       // what any of them may see
+}
+
+// nobody is the rule for what no section of the file speaks of.
+var nobody = &rule{}
+
+// sight is what may be seen of an instance beyond what every audience sees.
+type sight struct {
+	customStatus            *fields
+	output, failure, labels bool
+}
+
+// Audience is a group of callers that see the same. Pointers to it are stable:
+// one per audience of the file for the life of its Policy.
+type Audience struct {
+	name       string
+	when       *condition
+	sees       sight
+	projectors *projectors
+}
+
+// Name returns the audience's name in the policy file.
+func (a *Audience) Name() string { return a.name }
+
+// publisher says who may publish to which hubs.
+type publisher struct {
+	when *condition
+	hubs []string
+}
+
+// WithLogger returns the same policy, sharing its audiences, that logs at debug
+// level which conditions could not be decided. It logs names from the policy
+// file and no value of a claim or label. Without it nothing is logged.
+func (p *Policy) WithLogger(l *slog.Logger) *Policy {
+	q := *p
+	q.log = l
+	return &q
+}
+
+// rule finds what holds for an orchestrator: the hub's own section, or else the
+// section of hub "*"; in that section the orchestrator's own entry, or else
+// entry "*". A section that lists a hub is all that holds for it: what is
+// missing there is not looked up under "*".
+func (p *Policy) rule(hub, name string) *rule {
+	section, listed := p.hubs[hub]
+	if !listed {
+		section = p.hubs[wildcard]
+	}
+	if name == "" {
+		name = wildcard
+	}
+	if r, listed := section[name]; listed {
+		return r
+	}
+	if r, listed := section[wildcard]; listed {
+		return r
+	}
+	return nobody
+}
+
+// Filter removes from the update, in place, what no audience of its hub and
+// orchestrator may see. It keeps what the update speaks for: a custom status of
+// which nothing may be seen becomes {} or null and still replaces an older one.
+// Labels stay, since they decide who belongs to an audience. The bytes that
+// u.CustomStatus points to are not written to.
+//
+// The hub must be filled in; an update without a name falls under entry "*".
+func (p *Policy) Filter(u *status.Update) {
+	union := &p.rule(u.Hub, u.Name).union
+	if u.CustomStatus != nil && !union.customStatus.sees() {
+		u.CustomStatus = p.projectors.project(nil, union.customStatus, u.CustomStatus)
+	}
+	if !union.output {
+		u.Output = nil
+	}
+	if !union.failure {
+		u.Failure = nil
+	}
+}
+
+// Audience returns the first audience in file order that admits a caller with
+// these claims to the record, or nil when none does; nobody is admitted to a
+// tombstone. The caller must answer nil exactly as if there were no record.
+func (p *Policy) Audience(claims map[string]any, r *status.Record) *Audience {
+	if r.Purged {
+		return nil
+	}
+	for _, a := range p.rule(r.Hub, r.Name).audiences {
+		ok, err := a.when.holds(claims, r.Labels, r.Conflicts)
+		if err != nil {
+			p.undecided(err, slog.String("audience", a.name), slog.String("hub", r.Hub), slog.String("orchestrator", r.Name))
+		}
+		if ok {
+			return a
+		}
+	}
+	return nil
+}
+
+// MayPublish reports whether a caller with these claims may publish an update
+// with these labels to the hub: whether any publisher entry that covers the hub
+// admits it.
+func (p *Policy) MayPublish(claims map[string]any, hub string, labels map[string]string) bool {
+	for _, e := range p.publishers {
+		if !slices.Contains(e.hubs, hub) && !slices.Contains(e.hubs, wildcard) {
+			continue
+		}
+		ok, err := e.when.holds(claims, labels, nil)
+		if err != nil {
+			p.undecided(err, slog.String("publisher", e.when.source), slog.String("hub", hub))
+		}
+		if ok {
+			return true
+		}
+	}
+	return false
+}
+
+// undecided logs that a condition could not be decided, by names that stand in
+// the policy file or are no secret. What the error says may have values in it.
+func (p *Policy) undecided(err error, about ...slog.Attr) {
+	if p.log == nil {
+		return
+	}
+	why := "claim or label missing, of another type, or too costly"
+	if errors.Is(err, errUndecided) {
+		why = err.Error()
+	}
+	p.log.LogAttrs(context.Background(), slog.LevelDebug, "condition could not be decided: not admitted",
+		append(about, slog.String("why", why))...)
+}
+
+// Scope returns everything of the record that Audience's answer depends on, as
+// an opaque text: two records with equal scopes have equal audiences for every
+// caller, so that decisions may be kept by policy, caller and scope.
+func Scope(r *status.Record) string {
+	var names [status.MaxRecordLabels]string
+	sorted := slices.AppendSeq(names[:0], maps.Keys(r.Labels))
+	slices.Sort(sorted)
+
+	var buf [512]byte
+	b := buf[:0]
+	if r.Purged {
+		b = append(b, '-')
+	} else {
+		b = append(b, '+')
+	}
+	b = appendText(b, r.Hub)
+	b = appendText(b, r.Name)
+	b = binary.AppendUvarint(b, uint64(len(sorted)))
+	for _, name := range sorted {
+		b = appendText(b, name)
+		b = appendText(b, r.Labels[name])
+	}
+	for _, name := range r.Conflicts {
+		b = appendText(b, name)
+	}
+	return string(b)
+}
+
+// appendText appends s so that no two lists of texts look alike.
+func appendText(b []byte, s string) []byte {
+	b = binary.AppendUvarint(b, uint64(len(s)))
+	return append(b, s...)
+}

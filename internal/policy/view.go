@@ -1,0 +1,134 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"statusrelay/internal/status"
+)
+
+// View is a record as one audience sees it.
+type View struct {
+	// JSON is one object (DESIGN 4, "The view").
+	JSON []byte
+	// ETag is a strong validator, quoted (RFC 9110, section 8.8.3). It does not
+	// cover the version, so that a change which the audience cannot see leaves
+	// it alone.
+	ETag string
+}
+
+// etagBytes is how much of the SHA-256 an ETag has: two contents of one
+// instance meet by chance once in 2^48 contents.
+const etagBytes = 12
+
+// View encodes what the audience may see of a record. The record must be none
+// for which Audience answers nil; of a tombstone there is no view, only the
+// zero one. JSON values in the record must be valid, as status.Update has them.
+func (a *Audience) View(r *status.Record) View {
+	if r.Purged {
+		return View{}
+	}
+	custom, output := r.Progress.CustomStatus, r.Lifecycle.Output
+	if !a.sees.output {
+		output = nil
+	}
+
+	// One allocation in the usual case; failure and labels may need another.
+	const fixed = len(`{"hub":"","instanceId":"","name":"","runtimeStatus":"ContinuedAsNew","customStatus":null,` +
+		`"createdTime":"2006-01-02T15:04:05.999999999Z","lastUpdatedTime":"2006-01-02T15:04:05.999999999Z",` +
+		`"version":9007199254740991,"output":,"partial":true}`)
+	b := make([]byte, 0, fixed+len(r.Hub)+len(r.InstanceID)+len(r.Name)+len(custom)+len(output)+64)
+
+	b = appendString(append(b, `{"hub":`...), r.Hub)
+	b = appendString(append(b, `,"instanceId":`...), r.InstanceID)
+	if r.Name != "" {
+		b = appendString(append(b, `,"name":`...), r.Name)
+	}
+	b = appendString(append(b, `,"runtimeStatus":`...), string(r.RuntimeStatus()))
+	b = append(b, `,"customStatus":`...)
+	if custom == nil {
+		b = append(b, "null"...)
+	} else {
+		b = a.projectors.project(b, a.sees.customStatus, custom)
+	}
+	b = appendTime(b, `,"createdTime":`, r.CreatedTime)
+	b = appendTime(b, `,"lastUpdatedTime":`, r.LastUpdatedTime)
+	at := len(b)
+	if output != nil {
+		b = append(append(b, `,"output":`...), output...)
+	}
+	if a.sees.failure && r.Lifecycle.Failure != nil {
+		b = appendFailure(b, r.Lifecycle.Failure)
+	}
+	if r.Partial() {
+		b = append(b, `,"partial":true`...)
+	}
+	if a.sees.labels && len(r.Labels) > 0 {
+		b = appendLabels(b, r.Labels)
+	}
+	b = append(b, '}')
+
+	etag := etagOf(b)
+	var version [len(`,"version":`) + 20]byte
+	b = slices.Insert(b, at, strconv.AppendInt(append(version[:0], `,"version":`...), r.Version, 10)...)
+	return View{b, etag}
+}
+
+func etagOf(content []byte) string {
+	sum := sha256.Sum256(content)
+	var buf [2 + (etagBytes*8+5)/6]byte
+	b := append(buf[:0], '"')
+	b = base64.RawURLEncoding.AppendEncode(b, sum[:etagBytes])
+	return string(append(b, '"'))
+}
+
+func appendFailure(b []byte, f *status.Failure) []byte {
+	b = append(b, `,"failure":{`...)
+	if f.Type != "" {
+		b = appendString(append(b, `"type":`...), f.Type)
+	}
+	if f.Message != "" {
+		if f.Type != "" {
+			b = append(b, ',')
+		}
+		b = appendString(append(b, `"message":`...), f.Message)
+	}
+	return append(b, '}')
+}
+
+func appendLabels(b []byte, labels map[string]string) []byte {
+	var names [status.MaxRecordLabels]string
+	sorted := slices.AppendSeq(names[:0], maps.Keys(labels))
+	slices.Sort(sorted)
+	b = append(b, `,"labels":`...)
+	for i, name := range sorted {
+		b = append(b, "{,"[min(i, 1)])
+		b = appendString(b, name)
+		b = appendString(append(b, ':'), labels[name])
+	}
+	return append(b, '}')
+}
+
+// appendTime appends a member with a time in RFC 3339, or nothing when the time
+// is unknown.
+func appendTime(b []byte, member string, t time.Time) []byte {
+	if t.IsZero() {
+		return b
+	}
+	b = append(append(b, member...), '"')
+	b = t.UTC().AppendFormat(b, time.RFC3339Nano)
+	return append(b, '"')
+}
+
+// appendString appends s as a JSON string. What is no UTF-8 becomes U+FFFD,
+// which is the only thing AppendQuote has to complain of.
+func appendString(b []byte, s string) []byte {
+	b, _ = jsontext.AppendQuote(b, s)
+	return b
+}
