@@ -119,6 +119,16 @@ func (f field) env() string {
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(f.key, ".", "_"))
 }
 
+// valueKey and valueEnv name what would hold a Secret itself: a key that is
+// refused, and a variable.
+func (f field) valueKey() string {
+	if !f.secret() {
+		return ""
+	}
+	return strings.TrimSuffix(f.key, "_file")
+}
+func (f field) valueEnv() string { return strings.TrimSuffix(f.env(), "_FILE") }
+
 func (f field) describe() string {
 	if f.secret() {
 		return "file with the " + f.usage

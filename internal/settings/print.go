@@ -50,7 +50,7 @@ func Markdown[T any](defaults T) string {
 		flag, env, def := code("--"+f.flag()), code(f.env()), code(f.text(reflect.ValueOf(defaults)))
 		switch {
 		case f.secret():
-			env = code(strings.TrimSuffix(f.env(), "_FILE")) + " or " + env
+			env = code(f.valueEnv()) + " or " + env
 		case !f.textual():
 			flag, env = "", ""
 		}

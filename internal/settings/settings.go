@@ -31,17 +31,17 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/go-viper/mapstructure/v2"
-	"github.com/knadh/koanf/parsers/yaml"
-	"github.com/knadh/koanf/providers/file"
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v3"
 )
 
 const (
@@ -92,7 +92,7 @@ func Bind[T any](cmd *cobra.Command, defaults T) *Set[T] {
 func (s *Set[T]) Load() (T, error) {
 	cfg := s.defaults
 	l := loader{flags: s.flags, values: koanf.New("."), sources: map[string]string{}, paths: map[string]string{}}
-	l.readFile()
+	l.readFile(s.fields)
 	for _, f := range s.fields {
 		if f.secret() {
 			if secret := l.secret(f); !secret.IsZero() {
@@ -102,7 +102,6 @@ func (s *Set[T]) Load() (T, error) {
 			l.merge(f)
 		}
 	}
-	l.refuseUnknown(s.fields)
 	l.decode(&cfg, s.fields)
 	if v, ok := any(&cfg).(interface{ Validate() error }); ok {
 		l.report(v.Validate())
@@ -127,22 +126,50 @@ func (l *loader) report(err error) {
 	}
 }
 
-func (l *loader) readFile() {
+func (l *loader) readFile(fields []field) {
 	l.path = cmp.Or(l.flags.Lookup(configFlag).Value.String(), os.Getenv(configEnv))
 	if l.path == "" {
 		return
 	}
-	if err := l.values.Load(file.Provider(l.path), yaml.Parser()); err != nil {
+	b, err := os.ReadFile(l.path)
+	if err != nil {
+		l.report(err)
+		return
+	}
+	var file map[string]any
+	if err := yaml.Unmarshal(b, &file); err != nil {
 		l.report(fmt.Errorf("%s: %w", l.path, err))
+		return
+	}
+	l.take(file, "", fields)
+}
+
+// take collects the settings in a section of the file and reports what is none.
+func (l *loader) take(section map[string]any, prefix string, fields []field) {
+	for _, name := range slices.Sorted(maps.Keys(section)) {
+		key, value := prefix+name, section[name]
+		i := slices.IndexFunc(fields, func(f field) bool {
+			return !strings.Contains(name, ".") && (f.key == key || f.valueKey() == key || strings.HasPrefix(f.key, key+"."))
+		})
+		switch sub, isSection := value.(map[string]any); {
+		case i < 0:
+			l.report(fmt.Errorf("%s (%s): unknown setting", key, l.path))
+		case value == nil:
+		case fields[i].key == key:
+			l.sources[key] = l.path
+			l.report(l.values.Set(key, value))
+		case fields[i].valueKey() == key:
+			l.report(fmt.Errorf("%s (%s): a secret does not belong in the file: set %s, or name a file in %s", key, l.path, fields[i].valueEnv(), fields[i].key))
+		case isSection:
+			l.take(sub, key+".", fields)
+		default:
+			l.report(fmt.Errorf("%s (%s): want a section", key, l.path))
+		}
 	}
 }
 
-// merge puts the strongest value of a setting over the file's and notes where
-// it came from.
+// merge puts the variable and the flag of a setting over what the file says.
 func (l *loader) merge(f field) {
-	if l.values.Get(f.key) != nil {
-		l.sources[f.key] = l.path
-	}
 	if !f.textual() {
 		return
 	}
@@ -163,28 +190,23 @@ func (l *loader) set(f field, text, source string) {
 	}
 }
 
-// secret finds a secret and takes every trace of it out of what will be
-// decoded, so that no message about decoding can show it.
+// secret reads a secret and takes every trace of it out of what will be
+// decoded.
 func (l *loader) secret(f field) Secret {
-	valueEnv := strings.TrimSuffix(f.env(), "_FILE")
-	valueKey := strings.TrimSuffix(f.key, "_file")
-	if l.values.Exists(valueKey) {
-		l.report(fmt.Errorf("%s (%s): a secret does not belong in the file: set %s, or name a file in %s", valueKey, l.path, valueEnv, f.key))
-		l.values.Delete(valueKey)
-	}
 	l.merge(f)
-	path, named := l.values.Get(f.key).(string)
-	if l.values.Exists(f.key) && !named {
-		l.report(fmt.Errorf("%s (%s): want a path", f.key, l.sources[f.key]))
-	}
+	named := l.values.Get(f.key)
 	l.values.Delete(f.key)
+	path, ok := named.(string)
+	if named != nil && !ok {
+		l.report(fmt.Errorf("%s (%s): want a path, have %q", f.key, l.sources[f.key], fmt.Sprint(named)))
+	}
 
-	value := os.Getenv(valueEnv)
+	value := os.Getenv(f.valueEnv())
 	switch {
 	case value != "" && path != "":
-		l.report(fmt.Errorf("%s: given twice, by %s and by %s", valueKey, valueEnv, l.sources[f.key]))
+		l.report(fmt.Errorf("%s: given twice, by %s and by %s", f.valueKey(), f.valueEnv(), l.sources[f.key]))
 	case value != "":
-		l.sources[f.key] = valueEnv
+		l.sources[f.key] = f.valueEnv()
 	case path != "":
 		b, err := os.ReadFile(path)
 		if err != nil {
@@ -199,17 +221,6 @@ func (l *loader) secret(f field) Secret {
 	return NewSecret(value)
 }
 
-// refuseUnknown reports the keys of the file that no setting has.
-func (l *loader) refuseUnknown(fields []field) {
-	for _, key := range l.values.Keys() {
-		known := func(f field) bool { return f.covers(key) || strings.HasPrefix(f.key, key+".") }
-		if !slices.ContainsFunc(fields, known) {
-			l.report(fmt.Errorf("%s (%s): unknown setting", key, l.path))
-			l.values.Delete(key)
-		}
-	}
-}
-
 // decode puts what was collected into *cfg. A setting whose value is wrong
 // keeps its default, lest Validate report the same mistake again.
 func (l *loader) decode(cfg any, fields []field) {
@@ -222,27 +233,24 @@ func (l *loader) decode(cfg any, fields []field) {
 		}
 	}
 	err := l.values.UnmarshalWithConf("", cfg, koanf.UnmarshalConf{DecoderConfig: &mapstructure.DecoderConfig{
-		ErrorUnused: true, // what refuseUnknown does not see: inside a list, or a key with a dot
+		ErrorUnused: true, // inside a list
 		MatchName:   func(key, name string) bool { return key == name },
 		DecodeHook: mapstructure.ComposeDecodeHookFunc(scalarToText, mapstructure.TextUnmarshallerHookFunc(),
 			mapstructure.StringToTimeDurationHookFunc(), mapstructure.StringToBasicTypeHookFunc()),
 	}})
 	for _, e := range leaves(err) {
-		name, source, reason := e.Name(), l.path, e.Unwrap()
-		if name == reflect.TypeOf(cfg).Elem().String() { // mapstructure's name for what has none
-			name = "top level"
-		}
+		source, reason := "", e.Unwrap()
 		for _, f := range fields {
-			if !f.covers(name) {
+			if !f.covers(e.Name()) {
 				continue
 			}
 			f.in(cfg).Set(defaults[f.key])
 			source = l.sources[f.key]
-			if hint := f.kind().hint(); hint != "" && name == f.key {
+			if hint := f.kind().hint(); hint != "" && e.Name() == f.key {
 				reason = fmt.Errorf("want %s, have %q", hint, fmt.Sprint(l.values.Get(f.key)))
 			}
 		}
-		l.report(fmt.Errorf("%s (%s): %w", name, source, reason))
+		l.report(fmt.Errorf("%s (%s): %w", e.Name(), source, reason))
 	}
 }
 

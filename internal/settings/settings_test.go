@@ -109,6 +109,7 @@ func TestFlagBeatsEnvironmentBeatsFileBeatsDefault(t *testing.T) {
 		{"list in a variable", "", env{"STATUSRELAY_REDIS_ADDRS": "x:1, y:2"}, nil, func(c config) any { return c.Redis.Addrs }, []string{"x:1", "y:2"}},
 		{"list in flags", "", nil, []string{"--redis-addrs=x:1,y:2", "--redis-addrs=z:3"}, func(c config) any { return c.Redis.Addrs }, []string{"x:1", "y:2", "z:3"}},
 		{"empty list in a flag", "", nil, []string{"--redis-addrs="}, func(c config) any { return c.Redis.Addrs }, []string{}},
+		{"map with a dot in a key", "labels: {a.b: c}", nil, nil, func(c config) any { return c.Labels }, map[string]string{"a.b": "c"}},
 		{"map replaces", "labels: {a: b}", nil, nil, func(c config) any { return c.Labels }, map[string]string{"a": "b"}},
 		{"list of structs", "issuers: [{url: u, ttl: 1s}]", nil, nil, func(c config) any { return c.Issuers }, []issuer{{"u", time.Second}}},
 		{"bool flag without value", "", nil, []string{"--redis-tls"}, func(c config) any { return c.Redis.TLS }, true},
@@ -171,7 +172,7 @@ redis.tls: true
 		`token (FILE): a secret does not belong in the file: set STATUSRELAY_TOKEN, or name a file in token_file`,
 		`toppic (FILE): unknown setting`,
 		`Topic (FILE): unknown setting`,
-		`top level (FILE): has invalid keys: redis.tls`,
+		`redis.tls (FILE): unknown setting`,
 		`redis.adrs (FILE): unknown setting`,
 		`issuers[0] (FILE): has invalid keys: tll`,
 		`topic (FILE): want text (in quotes if it looks like something else), have "5"`,
@@ -232,7 +233,7 @@ func TestUnreadableFileIsAMistakeThatShowsNothingOfIt(t *testing.T) {
 		{"broken", "token: [s3cret", "line 1: did not find expected"},
 		{"duplicate", "token: s3cret\ntoken: s3cret\n", "line 2: mapping key \"token\" already defined"},
 		{"list", "- s3cret\n", "line 1: cannot unmarshal !!seq"},
-		{"section is none", "redis: 5\n", "redis ("},
+		{"section is none", "redis: s3cret\n", "redis ("},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
