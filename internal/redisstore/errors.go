@@ -1,0 +1,46 @@
+package redisstore
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+
+	"statusrelay/internal/status"
+)
+
+// passing lists the codes of Redis' error replies that mean "not now": a
+// failover, a server that starts, is full or is being reconfigured. Refused
+// credentials are among them because rotating a password must not dead-letter
+// what arrives meanwhile.
+var passing = [...]string{
+	"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS",
+	"MISCONF", "OOM", "BUSY", "UNKILLABLE", "MOVED", "ASK",
+	"NOAUTH", "WRONGPASS", "NOPERM",
+	"ERR max number of clients reached",
+}
+
+// classify makes every error that may pass a status.ErrUnavailable: of the
+// error replies those above, and all that is no reply (refused, reset, timed
+// out, closed, no free connection).
+func classify(err error) error {
+	if err == nil {
+		return nil
+	}
+	if reply := redis.Error(nil); errors.As(err, &reply) && !passes(reply.Error()) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", status.ErrUnavailable, err)
+}
+
+func passes(reply string) bool {
+	for _, code := range passing {
+		// Redis 6 wraps what a command in a script answered: "ERR Error running
+		// script (call to f_…): @user_script:1: -READONLY You can't write …".
+		if strings.HasPrefix(reply, code) || strings.Contains(reply, ": -"+code+" ") {
+			return true
+		}
+	}
+	return false
+}

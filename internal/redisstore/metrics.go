@@ -1,0 +1,33 @@
+package redisstore
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	conflicts prometheus.Counter
+	corrupt   prometheus.Counter
+	gaps      prometheus.Counter
+	deaf      prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer) (metrics, error) {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: "statusrelay", Subsystem: "redisstore", Name: name, Help: help,
+		})
+	}
+	m := metrics{
+		conflicts: counter("put_conflicts_total", "Writes that lost against another writer and were merged again."),
+		corrupt:   counter("corrupt_records_total", "Records read from Redis that could not be believed."),
+		gaps:      counter("follow_gaps_total", "Times that the subscription was lost and all watched instances were read again."),
+		deaf:      counter("follow_deaf_total", "Subscriptions dropped because they delivered nothing although Redis answered."),
+	}
+	if r == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Counter{m.conflicts, m.corrupt, m.gaps, m.deaf} {
+		if err := r.Register(c); err != nil {
+			return m, err
+		}
+	}
+	return m, nil
+}

@@ -1,0 +1,231 @@
+// Package redisstore keeps the record of every instance in Redis.
+//
+// It promises:
+//
+//   - Put merges with status.Merge and writes, expires and publishes in one step
+//     of the server (put.lua), guarded by what was merged from: any number of
+//     replicas may write at once, and a crash cannot lose a push. An instance's
+//     versions only grow, even when its record expires or is lost.
+//   - Latest and Follow take what Redis holds for untrusted input. A record that
+//     cannot be believed is counted and logged, counts as absent, and is replaced
+//     by the next update.
+//   - Follow notices a subscription that broke or fell silent, subscribes again
+//     and reports the gap.
+//   - Whatever may succeed later is an error that wraps status.ErrUnavailable.
+//
+// Use:
+//
+//	store, err := redisstore.New(redisstore.Options{Addrs: []string{"localhost:6379"}})
+//	outcomes, errs := store.Put(ctx, updates)
+//	records, err := store.Latest(ctx, keys)
+//	follower := store.Follow(redisstore.FollowOptions{Offer: hub.Offer, Gap: hub.Gap})
+//	go follower.Run(ctx)
+//	err = follower.Subscribe(ctx, keys)
+//
+// One hash per instance is named {prefix}:{hub/id}, the id percent-encoded and
+// the braces literal, so that any id is safe and a Cluster keeps an instance in
+// one slot. Its channel has the same name. It works with Redis 6 and newer:
+// standalone, Sentinel, Cluster.
+package redisstore
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"statusrelay/internal/status"
+)
+
+const (
+	dialTimeout = 2 * time.Second
+	ioTimeout   = 3 * time.Second
+)
+
+// Options configure a Store.
+type Options struct {
+	// Addrs are host:port, or paths of Unix sockets. One is a standalone server,
+	// several are nodes of a Cluster; with MasterName they are Sentinels. Required.
+	Addrs []string
+	// MasterName is the Sentinels' name of the primary. Default: no Sentinel.
+	MasterName string
+	// Cluster says that a single address is a Cluster's.
+	Cluster bool
+
+	Username, Password string
+	// Credentials, when set, gives user name and password for each new
+	// connection, instead of Username and Password.
+	Credentials func(context.Context) (username, password string, err error)
+
+	SentinelUsername, SentinelPassword string
+
+	TLS *tls.Config // default: plain text
+	DB  int         // not with Cluster
+
+	// Prefix begins every key and channel. Default "statusrelay".
+	Prefix string
+	// PoolSize bounds the connections to each node. Default 10 per CPU.
+	PoolSize int
+
+	// TTL is how long a record outlives its last change. Default 7 days.
+	TTL time.Duration
+	// TerminalTTL is the same for a record that is terminal or a tombstone.
+	// Default 24 hours.
+	TerminalTTL time.Duration
+
+	// CacheBytes bounds the memory for records that this process wrote last and
+	// need not be read again before the next update is merged into them.
+	// Default 32 MiB; negative: none.
+	CacheBytes int
+
+	Metrics prometheus.Registerer // default: counted nowhere visible
+	Logger  *slog.Logger          // default: discarded
+}
+
+func (o *Options) fill() error {
+	if len(o.Addrs) == 0 {
+		return errors.New("no address")
+	}
+	if o.Cluster && (o.MasterName != "" || o.DB != 0) {
+		return errors.New("a cluster has neither a master name nor a database")
+	}
+	if o.Prefix == "" {
+		o.Prefix = "statusrelay"
+	}
+	if strings.ContainsAny(o.Prefix, "{}") {
+		return errors.New("prefix contains a brace")
+	}
+	if o.DB != 0 {
+		// Channels know no databases: without its number, two deployments that
+		// differ in nothing else would receive each other's records.
+		o.Prefix += "@" + strconv.Itoa(o.DB)
+	}
+	for _, ttl := range []struct {
+		name     string
+		value    *time.Duration
+		standard time.Duration
+	}{{"ttl", &o.TTL, 7 * 24 * time.Hour}, {"terminal ttl", &o.TerminalTTL, 24 * time.Hour}} {
+		if *ttl.value == 0 {
+			*ttl.value = ttl.standard
+		}
+		if *ttl.value < time.Millisecond {
+			return fmt.Errorf("%s is %s, less than a millisecond", ttl.name, *ttl.value)
+		}
+	}
+	if o.CacheBytes == 0 {
+		o.CacheBytes = 32 << 20
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// Store is the records in Redis. It is safe for concurrent use.
+type Store struct {
+	options Options
+	client  redis.UniversalClient
+	metrics metrics
+	cache   *cache
+	putName string // of put.lua, for EVALSHA
+}
+
+// New returns a Store. It does not connect: Redis may come up later.
+func New(o Options) (*Store, error) {
+	if err := o.fill(); err != nil {
+		return nil, fmt.Errorf("redis store: %w", err)
+	}
+	m, err := newMetrics(o.Metrics)
+	if err != nil {
+		return nil, fmt.Errorf("redis store: %w", err)
+	}
+	return &Store{
+		options: o,
+		client:  newClient(&o),
+		metrics: m,
+		cache:   newCache(o.CacheBytes),
+		putName: scriptName(putScript),
+	}, nil
+}
+
+func newClient(o *Options) redis.UniversalClient {
+	return redis.NewUniversalClient(&redis.UniversalOptions{
+		Addrs:                      o.Addrs,
+		MasterName:                 o.MasterName,
+		IsClusterMode:              o.Cluster,
+		Username:                   o.Username,
+		Password:                   o.Password,
+		CredentialsProviderContext: o.Credentials,
+		SentinelUsername:           o.SentinelUsername,
+		SentinelPassword:           o.SentinelPassword,
+		DB:                         o.DB,
+		ClientName:                 "statusrelay",
+		Dialer:                     dialer(o.TLS),
+		TLSConfig:                  o.TLS, // a Cluster asks it which of a node's ports to use
+
+		PoolSize:              o.PoolSize,
+		DialTimeout:           dialTimeout,
+		ReadTimeout:           ioTimeout,
+		WriteTimeout:          ioTimeout,
+		ContextTimeoutEnabled: true,
+		// Whoever calls knows how to wait; here only a connection that went
+		// stale in the pool is worth a second try. A write that is sent twice
+		// changes nothing the second time.
+		MaxRetries:    2,
+		DialerRetries: 1,
+
+		// Nothing here needs what RESP3 adds, and its push messages cost a look
+		// before every reply.
+		Protocol: 2,
+		// Hand-overs announced by the server would move a subscription to
+		// another connection unseen.
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	})
+}
+
+// dialer replaces go-redis' because that ignores the context while it shakes
+// hands for TLS, and because a session of the Follower must not dial twice.
+func dialer(config *tls.Config) func(context.Context, string, string) (net.Conn, error) {
+	plain := &net.Dialer{Timeout: dialTimeout}
+	dial := plain.DialContext
+	if config != nil {
+		dial = (&tls.Dialer{NetDialer: plain, Config: config}).DialContext
+	}
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if err := mayDial(ctx); err != nil {
+			return nil, err
+		}
+		return dial(ctx, network, addr)
+	}
+}
+
+// Ping reports whether Redis answers.
+func (s *Store) Ping(ctx context.Context) error {
+	if err := s.client.Ping(ctx).Err(); err != nil {
+		return fmt.Errorf("ping redis: %w", classify(err))
+	}
+	return nil
+}
+
+// Close closes all connections. Calls that are under way fail.
+func (s *Store) Close() error {
+	if err := s.client.Close(); err != nil {
+		return fmt.Errorf("close redis: %w", err)
+	}
+	return nil
+}
+
+// name is the name of the instance's hash and of its channel.
+func (s *Store) name(k status.Key) string {
+	return s.options.Prefix + ":{" + k.Hub + "/" + url.PathEscape(k.InstanceID) + "}"
+}
