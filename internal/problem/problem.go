@@ -31,6 +31,8 @@ type Problem struct {
 	Detail string `json:"detail,omitempty"` // what about this occurrence
 	Field  string `json:"field,omitempty"`  // the field or parameter at fault
 
+	Items any `json:"items,omitempty"` // what became of each part of a batch
+
 	// RetryAfter becomes the header of that name, in whole seconds rounded up; 0: none.
 	RetryAfter time.Duration `json:"-"`
 	// Challenge becomes WWW-Authenticate (RFC 6750 section 3).

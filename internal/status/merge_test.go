@@ -174,7 +174,9 @@ func TestMergeRules(t *testing.T) {
 		})}, func(r *status.Record) bool { return r.Labels == nil }},
 		{"a progress update's runtime status is not believed", []status.Update{up(func(u *status.Update) {
 			u.Kind, u.RuntimeStatus, u.CustomStatus = status.KindProgress, status.Completed, json.RawMessage(`1`)
-		})}, func(r *status.Record) bool { return r.Partial() && r.RuntimeStatus() == status.Running && !r.Terminal() }},
+		})}, func(r *status.Record) bool {
+			return r.Partial() && r.RuntimeStatus() == status.Running && !r.Terminal()
+		}},
 		{"a lifecycle update's custom status is not its business", []status.Update{up(func(u *status.Update) {
 			u.Kind, u.RuntimeStatus, u.CustomStatus = status.KindLifecycle, status.Completed, json.RawMessage(`1`)
 		})}, func(r *status.Record) bool { return !r.Partial() && r.Progress.CustomStatus == nil }},

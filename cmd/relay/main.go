@@ -1,0 +1,33 @@
+// Command relay serves the status of orchestrations: it keeps the newest
+// filtered status of each in Redis, answers reads from it and pushes every
+// change to watchers.
+//
+//	relay dev             everything on this machine, to try it
+//	relay serve           one replica
+//	relay check-config    says everything that is wrong with the configuration
+//	relay config          prints the configuration in force, secrets masked
+//	relay healthcheck     asks a replica on this machine whether it is ready
+package main
+
+import (
+	"context"
+
+	"statusrelay/internal/relay"
+	"statusrelay/internal/shell"
+)
+
+func main() {
+	service := shell.Service[relay.Config]{
+		Defaults: relay.Defaults(),
+		Common:   func(c relay.Config) (string, string) { return c.Policy, c.PrivateListen },
+		Serve: func(ctx context.Context, c relay.Config) error {
+			r, err := relay.New(ctx, c, relay.Options{})
+			if err != nil {
+				return err
+			}
+			return r.Run(ctx)
+		},
+	}
+	shell.Main(shell.NewRoot("relay", "Serves the status of orchestrations, pushed instead of polled",
+		append(service.Commands(), devCommand())...))
+}

@@ -1,0 +1,104 @@
+package notifier
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"statusrelay/internal/servicebus"
+	"statusrelay/internal/status"
+	"statusrelay/internal/wire"
+)
+
+// sendBatch is how many updates are handed to the broker at once.
+const sendBatch = 500
+
+// A Sender publishes updates from a command line: every document is judged by
+// itself, and what is refused is reported and does not stop the rest.
+type Sender struct {
+	Publisher  *servicebus.Publisher
+	DefaultHub string // of updates that name none
+
+	// Refused is told of every update that was not published: its number,
+	// counted from 1, and why.
+	Refused func(number int, err error)
+	// Progress is told after each batch how many were sent and refused so far.
+	Progress func(sent, refused int)
+
+	sent, refused int
+	numbers       []int // of the messages that wait
+	waiting       []wire.Message
+}
+
+// Lines publishes the updates of an NDJSON stream: one document a line, blank
+// lines skipped. It returns how many the broker has accepted and how many were
+// refused; err says why the stream was not read to its end.
+func (s *Sender) Lines(ctx context.Context, in io.Reader) (sent, refused int, err error) {
+	r := bufio.NewReaderSize(in, wire.MaxMessageBytes+1)
+	for number := 1; err == nil; number++ {
+		var line []byte
+		line, err = r.ReadSlice('\n')
+		tooLong := errors.Is(err, bufio.ErrBufferFull)
+		for errors.Is(err, bufio.ErrBufferFull) { // skip the rest of the line
+			_, err = r.ReadSlice('\n')
+		}
+		switch line = bytes.TrimSpace(line); {
+		case tooLong:
+			s.refuse(number, &status.InvalidError{Reason: status.ReasonTooLarge, Detail: fmt.Sprintf("longer than %d bytes", wire.MaxMessageBytes)})
+		case len(line) > 0:
+			s.add(ctx, number, line)
+		}
+	}
+	s.flush(ctx)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return s.sent, s.refused, errors.Join(err, ctx.Err())
+}
+
+// Documents publishes updates that are already in hand.
+func (s *Sender) Documents(ctx context.Context, documents [][]byte) (sent, refused int, err error) {
+	for i, d := range documents {
+		s.add(ctx, i+1, d)
+	}
+	s.flush(ctx)
+	return s.sent, s.refused, ctx.Err()
+}
+
+func (s *Sender) add(ctx context.Context, number int, document []byte) {
+	m, err := wire.Decode(document, time.Now())
+	if err != nil {
+		s.refuse(number, err)
+		return
+	}
+	if m.Update.Hub == "" {
+		m.Update.Hub = s.DefaultHub
+	}
+	s.waiting, s.numbers = append(s.waiting, m), append(s.numbers, number)
+	if len(s.waiting) == sendBatch {
+		s.flush(ctx)
+	}
+}
+
+func (s *Sender) refuse(number int, err error) {
+	s.refused++
+	s.Refused(number, err)
+}
+
+func (s *Sender) flush(ctx context.Context) {
+	if len(s.waiting) > 0 {
+		for i, err := range Send(ctx, s.Publisher, s.waiting) {
+			if err != nil {
+				s.refuse(s.numbers[i], err)
+				continue
+			}
+			s.sent++
+		}
+		s.waiting, s.numbers = s.waiting[:0], s.numbers[:0]
+	}
+	s.Progress(s.sent, s.refused)
+}

@@ -1,0 +1,90 @@
+package shell
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"statusrelay/internal/settings"
+	"statusrelay/internal/telemetry"
+)
+
+// Main runs a command tree as a program: interrupt and SIGTERM end its context,
+// a second one ends the process at once, and an error ends it with exit code 1.
+func Main(root *cobra.Command) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", root.Name(), err)
+		os.Exit(1)
+	}
+}
+
+// NewRoot returns the root of a program's commands.
+func NewRoot(name, short string, commands ...*cobra.Command) *cobra.Command {
+	root := &cobra.Command{
+		Use: name, Short: short, Version: telemetry.Version(),
+		SilenceErrors: true, // Main prints them
+		SilenceUsage:  true,
+	}
+	root.AddCommand(commands...)
+	return root
+}
+
+// A Service is a program that serves with a configuration C.
+type Service[C any] struct {
+	Defaults C
+	// Common reads what every service's configuration has.
+	Common func(C) (policy, privateListen string)
+	Serve  func(context.Context, C) error
+}
+
+// Commands returns serve, check-config, config and healthcheck.
+func (s Service[C]) Commands() []*cobra.Command {
+	return []*cobra.Command{
+		s.command("serve", "Run one replica", func(cmd *cobra.Command, c C, _ *settings.Set[C], err error) error {
+			if err != nil {
+				return err
+			}
+			return s.Serve(cmd.Context(), c)
+		}),
+		s.command("check-config", "Say everything that is wrong with the configuration and the policy",
+			func(cmd *cobra.Command, c C, _ *settings.Set[C], err error) error {
+				if path, _ := s.Common(c); path != "" {
+					_, policyErr := Policy(path)
+					err = errors.Join(err, policyErr)
+				}
+				if err == nil {
+					_, err = fmt.Fprintln(cmd.OutOrStdout(), "the configuration is valid")
+				}
+				return err
+			}),
+		s.command("config", "Print the configuration in force, with where each value comes from; secrets masked",
+			func(cmd *cobra.Command, c C, set *settings.Set[C], err error) error {
+				return errors.Join(set.Print(cmd.OutOrStdout(), c), err)
+			}),
+		s.command("healthcheck", "Ask the replica on this machine whether it is ready (for images without a shell)",
+			func(cmd *cobra.Command, c C, _ *settings.Set[C], _ error) error {
+				_, address := s.Common(c) // whatever else is wrong is not asked here
+				return Healthcheck(cmd.Context(), address)
+			}),
+	}
+}
+
+// command returns a command that loads the configuration and runs with it and
+// with what is wrong with it.
+func (s Service[C]) command(name, short string, run func(*cobra.Command, C, *settings.Set[C], error) error) *cobra.Command {
+	cmd := &cobra.Command{Use: name, Short: short, Args: cobra.NoArgs}
+	set := settings.Bind(cmd, s.Defaults)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := set.Load()
+		return run(cmd, c, set, err)
+	}
+	return cmd
+}

@@ -1,0 +1,192 @@
+// Package shell is what the two programs share as programs: sections of their
+// configuration, how those become parts, and HTTP servers that cannot be held
+// open by a slow client.
+package shell
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"statusrelay/internal/auth"
+	"statusrelay/internal/policy"
+	"statusrelay/internal/settings"
+	"statusrelay/internal/telemetry"
+)
+
+// Log says what is logged, to standard error.
+type Log struct {
+	Level  string `koanf:"level" usage:"least level that is logged: debug, info, warn, error"`
+	Format string `koanf:"format" usage:"form of the log: text or json"`
+}
+
+// Validate reports what is wrong.
+func (l Log) Validate() error {
+	if _, err := telemetry.NewLogger(io.Discard, l.Level, l.Format); err != nil {
+		return fmt.Errorf("log: %w", err)
+	}
+	return nil
+}
+
+// Auth says whose tokens are accepted.
+type Auth struct {
+	Issuers           []string      `koanf:"issuers" usage:"issuers whose tokens are accepted, each exactly as in the token's iss"`
+	EntraTenant       string        `koanf:"entra_tenant" usage:"Microsoft Entra tenant (GUID): accepts its version 1 and version 2 tokens"`
+	Audiences         []string      `koanf:"audiences" usage:"what a token's aud must name: this service"`
+	Algorithms        []string      `koanf:"algorithms" usage:"signature algorithms of tokens, asymmetric ones only"`
+	OptionalNotBefore bool          `koanf:"optional_not_before" usage:"accept tokens without nbf, which several providers leave out"`
+	ClockSkew         time.Duration `koanf:"clock_skew" usage:"by how much an issuer's clock may differ, at most 1m"`
+	KeyGrace          time.Duration `koanf:"key_grace" usage:"how long known keys keep working while an issuer's endpoint is down"`
+}
+
+// DefaultAuth is Auth without the parts that have no default.
+func DefaultAuth() Auth {
+	return Auth{Algorithms: []string{"RS256", "ES256"}, ClockSkew: 30 * time.Second, KeyGrace: 24 * time.Hour}
+}
+
+// Verifier returns the verifier of the configured issuers' tokens, or every
+// mistake.
+func (a Auth) Verifier(log *slog.Logger, metrics prometheus.Registerer) (*auth.Verifier, error) {
+	var issuers []auth.Issuer
+	for _, url := range a.Issuers {
+		issuers = append(issuers, auth.Issuer{
+			URL: url, Audiences: a.Audiences, Algorithms: a.Algorithms, OptionalNotBefore: a.OptionalNotBefore,
+		})
+	}
+	if a.EntraTenant != "" {
+		issuers = append(issuers, auth.Entra(a.EntraTenant, a.Audiences...)...)
+	}
+	return auth.New(auth.Options{
+		Issuers: issuers, ClockSkew: a.ClockSkew, KeyGrace: a.KeyGrace, Logger: log, Metrics: metrics,
+	})
+}
+
+// Validate reports every mistake.
+func (a Auth) Validate() error {
+	var errs []error
+	if len(a.Issuers) == 0 && a.EntraTenant == "" {
+		errs = append(errs, errors.New("auth.issuers: required unless auth.entra_tenant is set"))
+	}
+	if len(a.Audiences) == 0 {
+		errs = append(errs, errors.New("auth.audiences: required"))
+	}
+	if len(errs) == 0 {
+		if _, err := a.Verifier(nil, nil); err != nil {
+			errs = append(errs, fmt.Errorf("auth: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ServiceBus says which namespace to use.
+type ServiceBus struct {
+	ConnectionString settings.Secret `koanf:"connection_string" usage:"connection string of the Service Bus namespace"`
+	Namespace        string          `koanf:"namespace" usage:"fully qualified namespace, used with the default Azure credential instead of a connection string"`
+	Topic            string          `koanf:"topic" usage:"topic of status updates"`
+}
+
+// Validate reports every mistake.
+func (s ServiceBus) Validate() error {
+	var errs []error
+	if (s.ConnectionString.Reveal() == "") == (s.Namespace == "") {
+		errs = append(errs, errors.New("service_bus: exactly one of connection_string and namespace is required"))
+	}
+	if s.Topic == "" {
+		errs = append(errs, errors.New("service_bus.topic: required"))
+	}
+	return errors.Join(errs...)
+}
+
+// Policy reads the policy file.
+func Policy(path string) (*policy.Policy, error) {
+	if path == "" {
+		return nil, errors.New("policy: required: the path of the policy file")
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	p, err := policy.Parse(text)
+	if err != nil {
+		return nil, fmt.Errorf("policy %s: %w", path, err)
+	}
+	return p, nil
+}
+
+// Listen binds a TCP address.
+func Listen(ctx context.Context, field, address string) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", field, err)
+	}
+	return l, nil
+}
+
+// NewServer returns a server with deadlines for everything that a client may
+// delay. There is none for the answer: a stream lasts as long as its watcher,
+// and whoever writes one sets a deadline for each write.
+func NewServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    32 << 10, // a token of 16 KiB and the rest
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// Serve serves until Shutdown and hides that this is how it ended.
+func Serve(s *http.Server, l net.Listener) error {
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Drain waits for the requests under way. Those that have not ended when ctx
+// ends are cut off, which is no failure of stopping.
+func Drain(ctx context.Context, s *http.Server) error {
+	err := s.Shutdown(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return s.Close()
+	}
+	return err
+}
+
+// Healthcheck asks the private listener at that address whether its program is
+// ready.
+func Healthcheck(ctx context.Context, address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("private_listen: %w", err)
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		reason, _ := io.ReadAll(io.LimitReader(answer.Body, 1<<10))
+		return fmt.Errorf("not ready: %s", bytes.TrimSpace(reason))
+	}
+	return nil
+}
