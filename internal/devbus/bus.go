@@ -255,10 +255,6 @@ func (b *Bus) Serve(ctx context.Context, l net.Listener) error {
 			if ctx.Err() != nil {
 				return nil
 			}
-			var ne net.Error
-			if errors.As(err, &ne) && ne.Timeout() {
-				continue
-			}
 			return fmt.Errorf("accept: %w", err)
 		}
 		serving.Go(func() {

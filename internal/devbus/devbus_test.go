@@ -296,3 +296,9 @@ func TestManySettlementsAtOnceAreAllConfirmed(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+func roomy() devbus.Options {
+	o := standard()
+	o.MaxEntityBytes = 4 << 30
+	return o
+}

@@ -284,8 +284,7 @@ func (f *Faults) ExpireLocks(entity string) (n int, err error) {
 	stores, err := f.stores(entity)
 	for _, s := range stores {
 		s.mu.Lock()
-		left := len(s.locks) // what is locked again while we go is not among them
-		n += s.endLocks(func(*message) bool { left--; return left >= 0 })
+		n += s.endLocks(func(*message) bool { return true })
 		s.mu.Unlock()
 	}
 	return n, err
