@@ -30,9 +30,8 @@ const (
 	fetchTimeout  = 5 * time.Second // for everything that one fetch of keys needs
 	maxResponse   = 1 << 20         // bytes, of a key set or a discovery document
 	maxKeys       = 50
-	maxKeyID      = 256 // bytes
-	minRSA        = 2048
-	maxRSA        = 16384     // checking a signature of a longer key is a burden on its own
+	maxKeyID      = 256       // bytes
+	minRSA        = 2048      // bits; more than 16384 are refused by go-jose
 	discoveryLife = time.Hour // how long the answer to "where are your keys" is believed
 
 	// A token of an unknown key makes us look for new keys, but not within this time of the last such look:
@@ -55,7 +54,8 @@ type key struct {
 	retired atomic.Bool // the issuer no longer publishes it
 }
 
-// fits reports whether a key can make signatures of an algorithm.
+// fits reports whether signatures of an algorithm can be the key's. Nothing fits a private or symmetric key that an issuer
+// publishes by mistake.
 func (k *key) fits(alg string) bool {
 	if k.alg != "" && k.alg != alg {
 		return false
@@ -375,12 +375,10 @@ func (s *source) parseKey(raw json.RawMessage) (*key, error) {
 		return nil, errors.New("not for signatures")
 	case len(parsed.KeyID) > maxKeyID:
 		return nil, fmt.Errorf("key id of more than %d bytes", maxKeyID)
-	case !parsed.IsPublic():
-		return nil, errors.New("not a public key")
 	}
 	if public, ok := parsed.Key.(*rsa.PublicKey); ok {
-		if bits := public.N.BitLen(); bits < minRSA || bits > maxRSA {
-			return nil, fmt.Errorf("RSA key of %d bits, not %d to %d", bits, minRSA, maxRSA)
+		if bits := public.N.BitLen(); bits < minRSA {
+			return nil, fmt.Errorf("RSA key of %d bits, less than %d", bits, minRSA)
 		}
 	}
 	k := &key{id: parsed.KeyID, alg: parsed.Algorithm, issuer: more.Issuer, public: parsed.Key, source: s}

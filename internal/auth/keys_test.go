@@ -22,7 +22,8 @@ import (
 	"statusrelay/internal/status"
 )
 
-// accepts fails the test unless the verifier accepts a token, refuses unless it is an ErrUnauthenticated.
+// accepts, refuses and lacksKeys fail the test unless the verifier does so.
+
 func accepts(t *testing.T, v *auth.Verifier, token, when string) {
 	t.Helper()
 	if _, err := v.Verify(t.Context(), token); err != nil {
@@ -177,13 +178,38 @@ func TestKeyReplacedUnderItsOldIDStopsWorking(t *testing.T) {
 	})
 }
 
+func TestKeyPublishedForAnotherPurposeIsAnotherKey(t *testing.T) {
+	for name, change := range map[string]func(*signingKey) *signingKey{
+		"algorithm": func(k *signingKey) *signingKey { return k.with("alg", "RS512") },
+		"issuer":    func(k *signingKey) *signingKey { return k.with("issuer", "https://other.example.com") },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			p := newProvider(t)
+			p.issuers[0].Algorithms = []string{"RS256", "RS512"}
+			k := p.rsa.with("alg", "RS256")
+			p.publish(k)
+			v := p.verifier()
+			token := p.sign(k, nil, nil)
+			accepts(t, v, token, "at first")
+			refuses(t, v, p.sign(k, map[string]any{"alg": "RS512"}, nil), "token of an algorithm that the key is not for")
+			p.publish(change(k))
+			time.Sleep(5 * time.Minute)
+			refuses(t, v, token, "after a change of the key's "+name)
+		})
+	}
+}
+
 func TestOnlyKeyNeedsNoID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
 		anonymous := newKey(p256(), "", "ES256")
-		p.publish(anonymous)
+		p.publish()
 		v := p.verifier()
+		refuses(t, v, p.sign(anonymous, map[string]any{"kid": nil}, nil), "no key")
+		time.Sleep(15 * time.Second)
+		p.publish(anonymous)
 		accepts(t, v, p.sign(anonymous, map[string]any{"kid": nil}, nil), "token and key without id")
+		time.Sleep(15 * time.Second)
 		refuses(t, v, p.sign(anonymous, map[string]any{"kid": "x"}, nil), "token that names another key")
 		time.Sleep(15 * time.Second)
 		next := newKey(p256(), "", "ES256")
@@ -303,6 +329,33 @@ func TestConcurrentFetchesAreOne(t *testing.T) {
 	})
 }
 
+func TestFetchThatSomebodyElseHasJustMadeIsNotRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProvider(t)
+		token := p.token(nil)
+		var v *auth.Verifier
+		var looking atomic.Bool
+		// Between the look at the keys and the decision to fetch them, somebody else fetches them.
+		p.now = func() time.Time {
+			if looking.CompareAndSwap(true, false) {
+				accepts(t, v, token, "somebody else")
+			}
+			return time.Now()
+		}
+		v = p.verifier()
+		ctx, stop := context.WithCancel(t.Context())
+		looking.Store(true)
+		var running sync.WaitGroup
+		running.Go(func() { _ = v.Run(ctx) })
+		synctest.Wait()
+		stop()
+		running.Wait()
+		if n := p.fetches(); looking.Load() || n != 1 {
+			t.Errorf("%d fetches, want 1", n)
+		}
+	})
+}
+
 func TestCallerWhoLeavesDoesNotFailTheOthers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)
@@ -352,7 +405,7 @@ func TestBadAnswersLeaveTheOldKeys(t *testing.T) {
 		"no array":         write(`{"keys":null}`),
 		"keys twice":       write(`{"keys":[],"keys":[]}`),
 		"too many keys":    write(string(must(json.Marshal(map[string]any{"keys": many})))),
-		"too many bytes":   write(`{"keys":[]` + strings.Repeat(" ", 1<<20) + `}`),
+		"too many bytes":   write(`{"keys":[]}` + strings.Repeat(" ", 1<<20)),
 		"silence":          func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
 		"endless redirect": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path+"x", 302) },
 		"redirect elsewhere": func(w http.ResponseWriter, r *http.Request) {
@@ -391,6 +444,30 @@ func TestBadAnswersLeaveTheOldKeys(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// endless is a body that never ends, and a transport that answers with it.
+type endless struct{ read atomic.Int64 }
+
+func (e *endless) Read(p []byte) (int, error) { e.read.Add(int64(len(p))); return len(p), nil }
+func (e *endless) Close() error               { return nil }
+func (e *endless) RoundTrip(r *http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, Body: e, Request: r}, nil
+}
+
+func TestAnswersAreReadUpToTheirLimit(t *testing.T) {
+	p := newProvider(t)
+	answer := new(endless)
+	o := p.options()
+	o.HTTPClient = &http.Client{Transport: answer}
+	v, err := auth.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lacksKeys(t, v, p.token(nil), "endless answer")
+	if n := answer.read.Load(); n > 1<<20+1 {
+		t.Errorf("read %d bytes", n)
 	}
 }
 
@@ -632,13 +709,17 @@ func TestVerifyingDuringRotations(t *testing.T) {
 			})
 		}
 		var gone []string
+		old := p.rsa
 		for i := range 5 {
 			k := newKey(p256(), fmt.Sprint("rotated", i), "ES256")
-			p.publish(p.ec, k)
+			p.publish(p.ec, old, k)
 			time.Sleep(30 * time.Second)
 			token := p.sign(k, nil, map[string]any{"exp": time.Now().Add(24 * time.Hour).Unix()})
 			gone = append(gone, *current.Swap(&token))
+			time.Sleep(2 * time.Second) // until nobody uses the old one any more
+			p.publish(p.ec, k)
 			time.Sleep(10 * time.Minute)
+			old = k
 		}
 		stop()
 		running.Wait()
