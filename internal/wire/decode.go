@@ -190,9 +190,8 @@ func fieldOf(name []byte) field {
 // is an update is known only when its enclosing document has been read to the
 // end.
 type object struct {
-	raw [fieldCount][]byte // as written; nil = absent
-	// Nesting of customStatus and output.
-	customDepth, outputDepth int
+	raw                      [fieldCount][]byte // as written; nil = absent
+	customShape, outputShape shape
 	// Read on the way, because they are objects themselves.
 	labels  map[string]string
 	failure *status.Failure
@@ -244,26 +243,27 @@ func (p *parser) document(top, data *object) error {
 func (p *parser) object(o, data *object) error {
 	return p.members(func(name []byte) error {
 		f := fieldOf(name)
-		if p.dec.PeekKind() == jsontext.KindBeginObject {
-			switch {
-			case f == fieldData && data != nil:
-				o.raw[f] = objectSeen
-				return p.object(data, nil)
-			case f == fieldLabels:
-				o.raw[f] = objectSeen
+		switch f {
+		case fieldData, fieldLabels, fieldFailure:
+			if p.dec.PeekKind() != jsontext.KindBeginObject || f == fieldData && data == nil {
+				break
+			}
+			o.raw[f] = objectSeen
+			switch f {
+			case fieldLabels:
 				return p.labels(o)
-			case f == fieldFailure:
-				o.raw[f] = objectSeen
+			case fieldFailure:
 				return p.failure(o)
 			}
+			return p.object(data, nil)
 		}
-		raw, depth, err := p.value(f)
+		raw, s, err := p.value(f)
 		o.raw[f] = raw
 		switch f {
 		case fieldCustomStatus:
-			o.customDepth = depth
+			o.customShape = s
 		case fieldOutput:
-			o.outputDepth = depth
+			o.outputShape = s
 		}
 		return err
 	})
@@ -340,24 +340,23 @@ func (p *parser) members(member func(name []byte) error) error {
 	return nil
 }
 
-// value reads the value that comes next, as a part of the body, and tells how
-// deep it nests.
-func (p *parser) value(f field) (raw []byte, depth int, err error) {
+// value reads the value that comes next, as a part of the body.
+func (p *parser) value(f field) (raw []byte, s shape, err error) {
 	v, err := p.dec.ReadValue()
 	if err != nil {
-		return nil, 0, p.malformed(err)
+		return nil, shape{}, p.malformed(err)
 	}
 	end := int(p.dec.InputOffset())
 	raw = p.body[end-len(v) : end : end] // v itself is good until the next read only
-	depth, ok := inspect(raw)
-	if !ok {
-		return nil, 0, &status.InvalidError{
+	s = inspect(raw)
+	if !s.doubles {
+		return nil, shape{}, &status.InvalidError{
 			Reason: status.ReasonMalformed,
 			Field:  fieldNames[f],
 			Detail: "a number beyond the range of a double",
 		}
 	}
-	return raw, depth, nil
+	return raw, s, nil
 }
 
 // malformed says in what way the body is no I-JSON document. The library's own
@@ -516,20 +515,20 @@ func (o *object) customStatus() json.RawMessage {
 	if o.raw[f] == nil {
 		return nil
 	}
-	if o.customDepth > status.MaxDepth {
+	if o.customShape.depth > status.MaxDepth {
 		o.reject(invalid("customStatus", fmt.Sprintf("nested deeper than %d", status.MaxDepth)))
 		return nil
 	}
-	return canonical(o.raw[f]) // Validate judges its size
+	return canonical(o.raw[f], o.customShape) // Validate judges its size
 }
 
 // output returns nil for one that is too large or too deep: the end of an
 // orchestration is worth more than its result.
 func (o *object) output() json.RawMessage {
-	if !o.has(fieldOutput) || o.outputDepth > status.MaxDepth {
+	if !o.has(fieldOutput) || o.outputShape.depth > status.MaxDepth {
 		return nil
 	}
-	if v := canonical(o.raw[fieldOutput]); len(v) <= status.MaxOutput {
+	if v := canonical(o.raw[fieldOutput], o.outputShape); len(v) <= status.MaxOutput {
 		return v
 	}
 	return nil

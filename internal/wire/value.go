@@ -6,6 +6,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"statusrelay/internal/status"
+
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -22,7 +24,10 @@ var canonicalForm = json.JoinOptions(
 
 // canonical returns a copy of a value without white space, with names in order
 // and strings in their shortest form.
-func canonical(raw []byte) []byte {
+func canonical(raw []byte, s shape) []byte {
+	if s.canonical {
+		return bytes.Clone(raw)
+	}
 	v, err := jsontext.AppendFormat(nil, raw, canonicalForm)
 	if err != nil {
 		panic("wire: a value that was read cannot be written: " + err.Error())
@@ -30,44 +35,98 @@ func canonical(raw []byte) []byte {
 	return v
 }
 
-// inspect tells how many objects and arrays lie within each other in a value (0
-// for a scalar, 1 for {} and [], 2 for [[]]), and whether all of its numbers lie
-// in the range of a double.
-func inspect(raw []byte) (depth int, ok bool) {
+// shape is what can be seen of a value in one pass over its bytes.
+type shape struct {
+	// depth counts the objects and arrays that lie within each other: 0 for a
+	// scalar, 1 for {} and [], 2 for [[]].
+	depth int
+	// doubles: all numbers lie in the range of a double.
+	doubles bool
+	// canonical: the value is in canonical form, as Encode and many publishers
+	// write it. False also means that this pass cannot tell.
+	canonical bool
+}
+
+func inspect(raw []byte) shape {
+	s := shape{doubles: true, canonical: true}
+	switch raw[0] {
+	case '{', '[':
+		return inspectNested(raw)
+	case '"':
+		s.canonical = bytes.IndexByte(raw, '\\') < 0
+	case '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
+		s.doubles = isDouble(raw)
+	}
+	return s
+}
+
+func inspectNested(raw []byte) shape {
+	s := shape{doubles: true, canonical: true}
+	var names [status.MaxDepth + 1][]byte // the last name of each open object
 	level := 0
 	for i := 0; i < len(raw); i++ {
 		switch c := raw[i]; c {
 		case '"':
-			i = stringEnd(raw, i)
+			end, plain := stringEnd(raw, i)
+			isName := end+1 < len(raw) && raw[end+1] == ':'
+			if !plain {
+				s.canonical = false
+			} else if isName && s.canonical {
+				// RFC 8785 orders names by UTF-16, which is the order of
+				// the bytes while they are ASCII.
+				name := raw[i+1 : end]
+				s.canonical = isASCII(name) && (names[level] == nil || bytes.Compare(names[level], name) < 0)
+				names[level] = name
+			}
+			i = end
 		case '{', '[':
 			level++
-			depth = max(depth, level)
+			s.depth = max(s.depth, level)
+			if level > status.MaxDepth {
+				s.canonical = false
+			} else {
+				names[level] = nil
+			}
 		case '}', ']':
 			level--
-		default:
-			if c != '-' && (c < '0' || c > '9') {
-				continue
-			}
+		case ' ', '\t', '\r', '\n':
+			s.canonical = false
+		case '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
 			start := i
 			for i+1 < len(raw) && inNumber(raw[i+1]) {
 				i++
 			}
 			if !isDouble(raw[start : i+1]) {
-				return depth, false
+				s.doubles = false
+				return s
 			}
 		}
 	}
-	return depth, true
+	return s
 }
 
-// stringEnd returns the index of the quote that ends the string that starts at i.
-func stringEnd(raw []byte, i int) int {
-	for i++; raw[i] != '"'; i++ {
-		if raw[i] == '\\' {
+// stringEnd returns the index of the quote that ends the string that starts at
+// start, and whether nothing in it is escaped.
+func stringEnd(raw []byte, start int) (end int, plain bool) {
+	plain = true
+	for i := start + 1; ; i++ {
+		switch raw[i] {
+		case '"':
+			return i, plain
+		case '\\':
+			plain = false
 			i++
 		}
 	}
-	return i
+}
+
+func isASCII(text []byte) bool {
+	for _, c := range text {
+		if c >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
 }
 
 func inNumber(c byte) bool {
