@@ -1,7 +1,6 @@
 package status
 
 import (
-	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -163,19 +162,25 @@ func ValidInstanceID(id string) error {
 // categories Cc, Cf (which has the bidirectional controls and zero-width
 // joiners), Zl and Zp.
 func invisible(r rune) bool {
+	if r < 0x80 {
+		return r < 0x20 || r == 0x7f // most ids; runs for every message
+	}
 	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
 }
 
 // ParseRuntimeStatus reads a runtime status in any case (ASCII), with or without
-// the protocol's ORCHESTRATION_STATUS_ prefix and underscores, or as its number
-// 0 to 7 in the engine's protocol.
+// the protocol's ORCHESTRATION_STATUS_ prefix (behind which alone CONTINUED_AS_NEW
+// is spelled with underscores), or as its number 0 to 7 in the engine's protocol.
 func ParseRuntimeStatus(s string) (RuntimeStatus, bool) {
 	if len(s) == 1 && '0' <= s[0] && int(s[0]-'0') < len(runtimeStatuses) {
 		return runtimeStatuses[s[0]-'0'], true
 	}
 	const prefix = "ORCHESTRATION_STATUS_"
 	if len(s) > len(prefix) && equalFoldASCII(s[:len(prefix)], prefix) {
-		s = strings.ReplaceAll(s[len(prefix):], "_", "")
+		s = s[len(prefix):]
+		if equalFoldASCII(s, "CONTINUED_AS_NEW") {
+			return ContinuedAsNew, true
+		}
 	}
 	for _, rs := range runtimeStatuses {
 		if equalFoldASCII(s, string(rs)) {

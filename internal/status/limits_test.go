@@ -97,6 +97,7 @@ func TestParseRuntimeStatusReadsEveryForm(t *testing.T) {
 		"ORCHESTRATION_STATUS_CONTINUED_AS_NEW": status.ContinuedAsNew, "orchestration_status_terminated": status.Terminated,
 		"ContinuedAsNew": status.ContinuedAsNew, "0": status.Running, "6": status.Pending, "7": status.Suspended,
 		"8": "", "-1": "", "00": "", "": "", "Paused": "", "ORCHESTRATION_STATUS_": "", "CONTINUED_AS_NEW": "",
+		"ORCHESTRATION_STATUS_ContinuedAsNew": status.ContinuedAsNew, "ORCHESTRATION_STATUS_R_UNNING": "", "ORCHESTRATION_STATUS_0": "",
 		"\u017fuspended": "", // a long s folds to s in Unicode, not here
 	} {
 		got, ok := status.ParseRuntimeStatus(text)
