@@ -9,11 +9,13 @@
 //     verified comes from the token (RFC 8725): its alg and kid only select among what the issuer's own key set and
 //     the configuration allow; jwk, jku, x5u and x5c are never used; a crit header is refused;
 //   - a key of one issuer never verifies a token of another;
-//   - a key that its issuer has withdrawn stops working within [Options.KeyRefresh], for remembered tokens too, and a new one
-//     works within 30 s, also while somebody floods the verifier with tokens of unknown keys, which costs the
-//     issuer at most two fetches in 30 s;
-//   - while an issuer's key endpoint is down its known keys keep working for [Options.KeyGrace], and not longer;
-//   - no error contains a token, or any part of one but its issuer and its key id.
+//   - while an issuer's key endpoint answers, a key that it has withdrawn stops working within [Options.KeyRefresh],
+//     for remembered tokens too, and a new one works within 30 s, also while somebody floods the verifier with tokens
+//     of unknown keys, which costs the issuer at most two fetches in 30 s;
+//   - while the endpoint is down the known keys keep working for [Options.KeyGrace], and not longer;
+//   - no error contains a token, or any part of one but its issuer, key id and algorithm;
+//   - a token that was verified before costs one hash and no allocation, and all who hold it share one Principal
+//     (about 2.4 kB with the claims of an Entra user, the memory of the token included).
 //
 // Use:
 //
