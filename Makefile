@@ -1,0 +1,78 @@
+# What people and CI run. "make help" lists it.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+FUZZTIME ?= 30s
+BENCH    ?= .
+# A copy of the Go vulnerability database, for machines that cannot reach it.
+VULNDB   ?= $(lastword $(sort $(wildcard ../shared/data/go-vulndb-*.tar.gz)))
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+.PHONY: build
+build: ## static binaries of both programs into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/ ./cmd/...
+
+.PHONY: check
+check: modules vet lint imports generated ## everything that needs no running: before every commit
+
+.PHONY: vet
+vet:
+	go vet ./...
+
+.PHONY: lint
+lint: .tools/golangci-lint
+	.tools/golangci-lint config verify
+	.tools/golangci-lint run
+
+.PHONY: fmt
+fmt: .tools/golangci-lint ## format all Go code
+	.tools/golangci-lint fmt
+
+.PHONY: imports
+imports: ## who may import whom, and the other rules of the tree
+	go test -count=1 ./internal
+
+.PHONY: modules
+modules: ## go.mod and go.sum are complete, minimal and unharmed
+	go mod verify
+	go mod tidy -diff
+	cd deploy && go mod tidy -diff
+
+.PHONY: test
+test: .tools/gotestsum ## all tests with the race detector; installs what they need
+	tools/install-test-needs.sh
+	tools/test.sh
+	cd deploy && ../.tools/gotestsum --format pkgname-and-test-fails -- -timeout 10m ./...
+
+.PHONY: bench
+bench: ## all benchmarks (BENCH=regexp)
+	go test -run='^$$' -bench='$(BENCH)' -benchmem ./...
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME
+	FUZZTIME=$(FUZZTIME) tools/fuzz.sh
+
+.PHONY: vuln
+vuln: .tools/govulncheck ## known vulnerabilities in code that is reached
+	VULNDB='$(VULNDB)' tools/vuln.sh
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin .tools
+
+# Tools are built from the versions in tools/go.mod, once.
+golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+gotestsum     := gotest.tools/gotestsum
+govulncheck   := golang.org/x/vuln/cmd/govulncheck
+benchstat     := golang.org/x/perf/cmd/benchstat
+
+.tools/%: tools/go.mod tools/go.sum
+	@echo "building $* (once; takes up to a few minutes)"
+	cd tools && GOBIN='$(CURDIR)/.tools' go install $($*)
+	@touch $@

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Installs the programs that the tests run: redis-server, chromium, and a C
+# compiler for the race detector. Does nothing when they are there. As root on
+# Debian or Ubuntu it installs what is missing; elsewhere it names it, and the
+# tests that need it skip themselves (with CI set, that is an error: a green run
+# means that everything ran).
+set -euo pipefail
+
+missing=()
+command -v "${CC:-gcc}" >/dev/null || missing+=(gcc libc6-dev)
+command -v redis-server >/dev/null || missing+=(redis-server)
+command -v chromium >/dev/null || command -v chromium-browser >/dev/null ||
+	command -v google-chrome >/dev/null || missing+=(chromium)
+((${#missing[@]})) || exit 0
+
+if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+	echo "installing what the tests need: ${missing[*]}"
+	export DEBIAN_FRONTEND=noninteractive
+	# No service is started: the tests start what they need on free ports.
+	RUNLEVEL=1 sh -c "apt-get update -qq && apt-get install -y -qq --no-install-recommends $* ${missing[*]}" >/dev/null
+	exit 0
+fi
+
+echo "missing: ${missing[*]}. Install with: apt-get install ${missing[*]}" >&2
+[[ -z ${CI:-} ]] || exit 1
