@@ -1,0 +1,63 @@
+package servicebus
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"strconv"
+	"unicode/utf16"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
+	"github.com/google/uuid"
+
+	"statusrelay/internal/status"
+)
+
+const (
+	subject     = "durable.status.v1" // the CloudEvents type
+	contentType = "application/cloudevents+json"
+
+	// maxID is Service Bus's limit for message and session ids, in UTF-16 code units.
+	maxID = 128
+)
+
+// envelope puts around a body what a subscription's rules, duplicate detection, sessions and traces go by.
+func envelope(out *Outgoing) *azservicebus.Message {
+	u := out.Update
+	properties := map[string]any{"hub": u.Hub}
+	for name, value := range map[string]string{
+		"name": u.Name, "runtimeStatus": string(u.RuntimeStatus), "traceparent": out.Traceparent,
+	} {
+		if value != "" {
+			properties[name] = value
+		}
+	}
+	return &azservicebus.Message{
+		MessageID:             ptr(messageID(u)),
+		SessionID:             ptr(short(u.Key().String())),
+		Subject:               ptr(subject),
+		ContentType:           ptr(contentType),
+		ApplicationProperties: properties,
+		Body:                  out.Body,
+	}
+}
+
+// messageID is hub/instance/generation/kind/sequence, the same for the same update whoever sends it how often, so that the broker's duplicate
+// detection can drop repetitions. Without a sequence, or without the generation that it counts in, the same words can be
+// news (Running, again, after a rewind), and the id is random.
+func messageID(u *status.Update) string {
+	if u.Generation == nil || u.Sequence == nil {
+		return uuid.NewString()
+	}
+	return short(u.Key().String() + "/" + strconv.FormatInt(*u.Generation, 10) + "/" + string(u.Kind) + "/" + strconv.FormatInt(*u.Sequence, 10))
+}
+
+// short gives an id that the broker takes: the hex SHA-256 of one that is too long.
+func short(id string) string {
+	if len(id) <= maxID || len(utf16.Encode([]rune(id))) <= maxID {
+		return id
+	}
+	sum := sha256.Sum256([]byte(id))
+	return hex.EncodeToString(sum[:])
+}
+
+func ptr[T any](v T) *T { return &v }
