@@ -17,6 +17,7 @@
 package policy
 
 import (
+	"bytes"
 	"context"
 	_ "embed"
 	"encoding/binary"
@@ -120,7 +121,9 @@ func (p *Policy) rule(hub, name string) *rule {
 func (p *Policy) Filter(u *status.Update) {
 	union := &p.rule(u.Hub, u.Name).union
 	if u.CustomStatus != nil && !union.customStatus.sees() {
-		u.CustomStatus = p.projectors.project(nil, union.customStatus, u.CustomStatus)
+		pr := p.projectors.borrow()
+		u.CustomStatus = bytes.Clone(pr.project(union.customStatus, u.CustomStatus))
+		p.projectors.giveBack(pr)
 	}
 	if !union.output {
 		u.Output = nil

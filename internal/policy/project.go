@@ -13,7 +13,27 @@ import (
 // projectors lends projectors, whose buffers are worth keeping.
 type projectors struct{ pool sync.Pool }
 
-// project appends to dst what a set of fields has of a JSON value:
+func (ps *projectors) borrow() *projector {
+	if p, ok := ps.pool.Get().(*projector); ok {
+		return p
+	}
+	return new(projector)
+}
+
+func (ps *projectors) giveBack(p *projector) { ps.pool.Put(p) }
+
+// projector is the state of one projection.
+type projector struct {
+	in  bytes.Buffer
+	dec jsontext.Decoder
+	out []byte
+	// active has, level upon level, the sets that still apply to the value being
+	// read. They are several where names and * meet: /*/a beside /b/c.
+	active []*fields
+	key    []byte // the name of a member or index of an element, unquoted
+}
+
+// project returns what a set of fields has of a JSON value:
 //
 //   - A value that a pointer names is copied as it stands, with all below it.
 //   - An object on the way to a named value stays an object, with those members
@@ -23,36 +43,14 @@ type projectors struct{ pool sync.Pool }
 //     one after the second projection: one of which nothing is kept is null.
 //     Those behind the last that a token names are left out.
 //   - Anything else is left out: as a member it is absent, as an element or as
-//     the whole value it is null.
+//     the whole value it is null. Only the whole value is always on the way, so
+//     that an object of which nothing is kept is {}.
 //
 // So what is disclosed of the way is only that it exists, readers find objects
 // and arrays where they expect them, and projecting twice is projecting once.
 // Member names and values keep the bytes they had. A value that is not JSON
-// becomes null.
-func (ps *projectors) project(dst []byte, f *fields, raw json.RawMessage) []byte {
-	if f.sees() {
-		return append(dst, raw...)
-	}
-	p, _ := ps.pool.Get().(*projector)
-	if p == nil {
-		p = new(projector)
-	}
-	defer ps.pool.Put(p)
-	return p.project(dst, f, raw)
-}
-
-// projector is the state of one projection.
-type projector struct {
-	in  bytes.Buffer
-	dec jsontext.Decoder
-	out []byte
-	// active has, level upon level, the sets that still apply to the value being
-	// read. They are several where names and * meet: /*/a beside /b/c.
-	active  []*fields
-	scratch []byte
-}
-
-func (p *projector) project(dst []byte, f *fields, raw json.RawMessage) []byte {
+// becomes null. The result is the projector's: it holds until the next use.
+func (p *projector) project(f *fields, raw json.RawMessage) []byte {
 	p.in = *bytes.NewBuffer(raw)
 	// Names are unique in canonical JSON. Where they are not, each of them
 	// passes or fails by its own name, so that checking would protect nothing.
@@ -61,15 +59,13 @@ func (p *projector) project(dst []byte, f *fields, raw json.RawMessage) []byte {
 	if f != nil {
 		p.active = append(p.active, f)
 	}
-
-	start := len(dst)
-	p.out = dst
+	p.out = p.out[:0]
 	shown, err := p.value(0)
-	dst, p.out, p.in = p.out, nil, bytes.Buffer{}
+	p.in = bytes.Buffer{} // or the pool would keep the value alive
 	if err != nil || !shown {
-		return append(dst[:start], "null"...)
+		p.out = append(p.out[:0], "null"...)
 	}
-	return dst
+	return p.out
 }
 
 // value reads the next value and appends what the sets active[from:] have of
@@ -90,23 +86,24 @@ func (p *projector) value(from int) (shown bool, err error) {
 	return false, p.dec.SkipValue()
 }
 
-// below reads the next value, which is the member or element key of a value to
-// which the sets active[from:to] apply, as value does. It reports besides
+// below reads the next value, which is the member or element p.key of a value
+// to which the sets active[from:to] apply, as value does. It reports besides
 // whether any token names it.
-func (p *projector) below(from, to int, key []byte) (named, shown bool, err error) {
-	for i := from; i < to; i++ {
-		f := p.active[i]
+func (p *projector) below(from, to int) (named, shown bool, err error) {
+	for _, f := range p.active[from:to] {
 		if f.each != nil {
 			p.active = append(p.active, f.each)
 		}
-		if next := f.named[string(key)]; next != nil {
+		if next := f.named[string(p.key)]; next != nil {
 			p.active = append(p.active, next)
 		}
 	}
-	named = len(p.active) > to
+	if len(p.active) == to {
+		return false, false, p.dec.SkipValue()
+	}
 	shown, err = p.value(to)
 	p.active = p.active[:to]
-	return named, shown, err
+	return true, shown, err
 }
 
 func (p *projector) object(from int) error {
@@ -127,14 +124,12 @@ func (p *projector) object(from int) error {
 		}
 		p.out = append(append(p.out, name...), ':')
 
-		key := name[1 : len(name)-1]
-		if bytes.IndexByte(key, '\\') >= 0 {
-			if p.scratch, err = jsontext.AppendUnquote(p.scratch[:0], name); err != nil {
-				return err
-			}
-			key = p.scratch
+		if bytes.IndexByte(name, '\\') < 0 {
+			p.key = append(p.key[:0], name[1:len(name)-1]...)
+		} else if p.key, err = jsontext.AppendUnquote(p.key[:0], name); err != nil {
+			return err
 		}
-		_, shown, err := p.below(from, to, key)
+		_, shown, err := p.below(from, to)
 		if err != nil {
 			return err
 		}
@@ -157,11 +152,11 @@ func (p *projector) array(from int) error {
 	end := len(p.out) // behind the last element that a token names
 	to := len(p.active)
 	for i := 0; p.dec.PeekKind() != ']'; i++ {
-		p.scratch = strconv.AppendInt(p.scratch[:0], int64(i), 10)
+		p.key = strconv.AppendInt(p.key[:0], int64(i), 10)
 		if i > 0 {
 			p.out = append(p.out, ',')
 		}
-		named, shown, err := p.below(from, to, p.scratch)
+		named, shown, err := p.below(from, to)
 		if err != nil {
 			return err
 		}

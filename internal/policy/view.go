@@ -34,13 +34,22 @@ func (a *Audience) View(r *status.Record) View {
 	if r.Purged {
 		return View{}
 	}
-	custom, output := r.Progress.CustomStatus, r.Lifecycle.Output
+	custom := []byte(r.Progress.CustomStatus)
+	switch {
+	case custom == nil:
+		custom = []byte("null")
+	case !a.sees.customStatus.sees():
+		p := a.projectors.borrow()
+		defer a.projectors.giveBack(p)
+		custom = p.project(a.sees.customStatus, custom)
+	}
+	output := r.Lifecycle.Output
 	if !a.sees.output {
 		output = nil
 	}
 
 	// One allocation in the usual case; failure and labels may need another.
-	const fixed = len(`{"hub":"","instanceId":"","name":"","runtimeStatus":"ContinuedAsNew","customStatus":null,` +
+	const fixed = len(`{"hub":"","instanceId":"","name":"","runtimeStatus":"ContinuedAsNew","customStatus":,` +
 		`"createdTime":"2006-01-02T15:04:05.999999999Z","lastUpdatedTime":"2006-01-02T15:04:05.999999999Z",` +
 		`"version":9007199254740991,"output":,"partial":true}`)
 	b := make([]byte, 0, fixed+len(r.Hub)+len(r.InstanceID)+len(r.Name)+len(custom)+len(output)+64)
@@ -51,12 +60,7 @@ func (a *Audience) View(r *status.Record) View {
 		b = appendString(append(b, `,"name":`...), r.Name)
 	}
 	b = appendString(append(b, `,"runtimeStatus":`...), string(r.RuntimeStatus()))
-	b = append(b, `,"customStatus":`...)
-	if custom == nil {
-		b = append(b, "null"...)
-	} else {
-		b = a.projectors.project(b, a.sees.customStatus, custom)
-	}
+	b = append(append(b, `,"customStatus":`...), custom...)
 	b = appendTime(b, `,"createdTime":`, r.CreatedTime)
 	b = appendTime(b, `,"lastUpdatedTime":`, r.LastUpdatedTime)
 	at := len(b)
