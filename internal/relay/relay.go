@@ -14,8 +14,11 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync/atomic"
+	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/cors"
 	"golang.org/x/sync/errgroup"
 
@@ -67,13 +70,10 @@ func New(ctx context.Context, c Config, o Options) (_ *Relay, err error) {
 			r.release()
 		}
 	}()
-	if r.listener == nil {
-		if r.listener, err = shell.Listen(ctx, "listen", c.Listen); err != nil {
+	if r.log == nil {
+		if r.log, err = telemetry.NewLogger(os.Stderr, c.Log.Level, c.Log.Format); err != nil {
 			return nil, err
 		}
-	}
-	if r.private, err = shell.Listen(ctx, "private_listen", c.PrivateListen); err != nil {
-		return nil, err
 	}
 	rules := o.Policy
 	if rules == nil {
@@ -82,21 +82,198 @@ func New(ctx context.Context, c Config, o Options) (_ *Relay, err error) {
 		}
 	}
 	metrics := telemetry.NewRegistry()
-	if r.verifier, err = c.Auth.Verifier(r.log, metrics); err != nil {
-		return nil, fmt.Errorf("auth: %w", err)
+	if err := r.parts(metrics, func() *policy.Policy { return rules }); err != nil {
+		return nil, err
 	}
-	current := func() *policy.Policy { return rules }
+	if r.listener == nil {
+		if r.listener, err = shell.Listen(ctx, "listen", c.Listen); err != nil {
+			return nil, err
+		}
+	}
+	if r.private, err = shell.Listen(ctx, "private_listen", c.PrivateListen); err != nil {
+		return nil, err
+	}
+	r.public = shell.NewServer(r.routes(metrics, func() *policy.Policy { return rules }, o.Pages), r.log)
+	r.admin = shell.NewServer(telemetry.Private(metrics, r.ready), r.log)
+	return r, nil
+}
 
+// parts builds everything between the broker and the handlers.
+func (r *Relay) parts(metrics prometheus.Registerer, rules func() *policy.Policy) (err error) {
+	c := r.config
+	if r.verifier, err = c.Auth.Verifier(r.log, metrics); err != nil {
+		return fmt.Errorf("auth: %w", err)
+	}
 	if r.store, err = redisstore.New(c.Redis.options(r.log, metrics)); err != nil {
-		return nil, fmt.Errorf("redis: %w", err)
+		return fmt.Errorf("redis: %w", err)
+	}
+	r.receiver, err = servicebus.NewReceiver(servicebus.Options{
+		ConnectionString: c.ServiceBus.ConnectionString.Reveal(), Namespace: c.ServiceBus.Namespace,
+		Topic: c.ServiceBus.Topic, Subscription: c.Subscription, Logger: r.log, Metrics: metrics,
+		DrainTimeout: c.DrainTimeout,
+	})
+	if err != nil {
+		return fmt.Errorf("service bus: %w", err)
 	}
 	r.ingester = ingest.New(ingest.Options{
-		Store: r.store, Policy: current, DefaultHub: c.DefaultHub, Logger: r.log, Metrics: metrics,
+		Store: r.store, Policy: rules, DefaultHub: c.DefaultHub, Logger: r.log, Metrics: metrics,
 	})
-	_ = tls.VersionTLS12
-	_ = cors.New
-	_ = errors.New
-	_ = errgroup.Group{}
-	_ = httpapi.New
-	return r, nil
+	r.hub = hub.New(hub.Options{Logger: r.log, Metrics: metrics})
+	r.follower = r.store.Follow(redisstore.FollowOptions{Offer: r.hub.Offer, Gap: r.hub.Gap})
+	r.sockets = wsapi.New(wsapi.Options{
+		Verify: r.verifier.Verify, Policy: rules, Hub: r.hub, DefaultHub: c.DefaultHub, Origins: c.Origins,
+		MaxSockets: c.Watch.MaxSockets, MaxWatches: c.Watch.MaxWatches,
+		PingInterval: c.Watch.PingInterval, WriteTimeout: c.Watch.WriteTimeout, DrainPeriod: c.DrainTimeout,
+		Logger: r.log, Metrics: metrics,
+	})
+	return nil
+}
+
+func (c Redis) options(log *slog.Logger, metrics prometheus.Registerer) redisstore.Options {
+	o := redisstore.Options{
+		Addrs: c.Addrs, MasterName: c.MasterName, Username: c.Username, Password: c.Password.Reveal(), DB: c.DB,
+		Prefix: c.Prefix, TTL: c.TTL, TerminalTTL: c.TerminalTTL, Logger: log, Metrics: metrics,
+	}
+	if c.TLS {
+		o.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	return o
+}
+
+// routes is what the public listener serves.
+func (r *Relay) routes(metrics prometheus.Registerer, rules func() *policy.Policy, pages http.Handler) http.Handler {
+	api := httpapi.New(httpapi.Options{
+		Verify: r.verifier.Verify, Policy: rules, Store: r.store, DefaultHub: r.config.DefaultHub,
+		Logger: r.log, Metrics: metrics,
+	})
+	if len(r.config.Origins) > 0 { // an empty list would mean every origin to cors
+		api = cors.New(cors.Options{
+			AllowedOrigins: r.config.Origins,
+			AllowedMethods: []string{http.MethodGet, http.MethodHead},
+			AllowedHeaders: []string{"Authorization", "If-None-Match", "Prefer", "Last-Event-ID", "Traceparent"},
+			ExposedHeaders: []string{"ETag", "Retry-After", "Preference-Applied"},
+			MaxAge:         600,
+		}).Handler(api)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/v1/watch", r.sockets)
+	mux.Handle("/v1/", api)
+	if pages == nil {
+		pages = api // which says that there is nothing
+	}
+	mux.Handle("/", pages)
+	return mux
+}
+
+// Addr is the address of the public listener.
+func (r *Relay) Addr() net.Addr { return r.listener.Addr() }
+
+// PrivateAddr is the address of the private listener.
+func (r *Relay) PrivateAddr() net.Addr { return r.private.Addr() }
+
+// Run serves until ctx ends or a part fails.
+func (r *Relay) Run(ctx context.Context) error {
+	defer r.release()
+	// Parts live on while those before them in the order stop: only the
+	// receiver hears of ctx.
+	live, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	parts, live := errgroup.WithContext(live)
+	parts.Go(func() error { return r.verifier.Run(live) })
+	parts.Go(func() error { return r.follower.Run(live) })
+	parts.Go(func() error { return r.hub.Run(live, r.follower, r.store) })
+	parts.Go(func() error { return r.sockets.Run(live) })
+	parts.Go(func() error { return shell.Serve(r.public, r.listener) })
+	parts.Go(func() error { return shell.Serve(r.admin, r.private) })
+
+	receiving, stopReceiving := context.WithCancel(live)
+	defer stopReceiving()
+	received := make(chan struct{})
+	parts.Go(func() error {
+		defer close(received)
+		return r.receiver.Run(receiving, r.ingest)
+	})
+
+	r.log.Info("relay serves", "listen", r.Addr().String(), "private", r.PrivateAddr().String(), "version", telemetry.Version())
+	select {
+	case <-ctx.Done():
+	case <-live.Done(): // a part failed
+	}
+	r.stopping.Store(true)
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.config.DrainTimeout)
+	defer cancel()
+	stopReceiving()
+	<-received // bounded by the receiver's own drain time
+	err := errors.Join(
+		shell.Drain(drain, r.public),
+		closeSockets(drain, r.sockets),
+		shell.Drain(drain, r.admin),
+	)
+	stop()
+	return errors.Join(parts.Wait(), err)
+}
+
+// closeSockets closes every socket; those whose client did not answer in time
+// are cut off, which is no failure of stopping.
+func closeSockets(ctx context.Context, s *wsapi.Server) error {
+	if err := s.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return nil
+}
+
+// ingest hands a batch of the receiver to the write path.
+func (r *Relay) ingest(ctx context.Context, batch []servicebus.Message) []error {
+	messages := make([]ingest.Message, len(batch))
+	for i, m := range batch {
+		messages[i] = ingest.Message{Body: m.Body, Sequence: m.Sequence}
+	}
+	return r.ingester.Handle(ctx, messages)
+}
+
+// ready says why this replica should get no requests, or nil.
+func (r *Relay) ready(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	switch err := r.store.Ping(ctx); {
+	case r.stopping.Load():
+		return errors.New("stopping")
+	case err != nil:
+		return errors.New("redis does not answer")
+	case !r.follower.Ready():
+		return errors.New("the redis subscription does not deliver")
+	case !r.receiver.Ready():
+		return errors.New("the service bus subscription is not attached")
+	}
+	return nil
+}
+
+// WaitReady returns when the replica is ready, or the error of ctx when that
+// ends first.
+func (r *Relay) WaitReady(ctx context.Context) error {
+	const pause = 20 * time.Millisecond
+	t := time.NewTicker(pause)
+	defer t.Stop()
+	for r.ready(ctx) != nil {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
+	}
+	return ctx.Err()
+}
+
+// release frees what New took and Run did not come to use.
+func (r *Relay) release() {
+	for _, l := range []net.Listener{r.listener, r.private} {
+		if l != nil {
+			_ = l.Close() // closed by its server, if that ran
+		}
+	}
+	if r.store != nil {
+		if err := r.store.Close(); err != nil {
+			r.log.Warn("closing redis", "error", err)
+		}
+	}
 }
