@@ -1,0 +1,33 @@
+package wsapi
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	sockets                           prometheus.Gauge
+	sent, received, unchanged, broken prometheus.Counter
+	closed, refused                   *prometheus.CounterVec
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	name := func(name, help string) prometheus.Opts {
+		return prometheus.Opts{Namespace: "statusrelay", Subsystem: "wsapi", Name: name, Help: help}
+	}
+	counter := func(n, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts(name(n, help)))
+	}
+	m := &metrics{
+		sockets:   prometheus.NewGauge(prometheus.GaugeOpts(name("sockets", "Open sockets."))),
+		sent:      counter("frames_sent_total", "Data frames written to clients."),
+		received:  counter("frames_received_total", "Frames of any kind received from clients."),
+		unchanged: counter("unchanged_total", "Versions not sent because the audience's view was the same."),
+		broken:    counter("writes_failed_total", "Sockets cut off because a write failed or took too long."),
+		closed: prometheus.NewCounterVec(prometheus.CounterOpts(name("closed_total",
+			"Closed sockets, by the code that the server closed them with; 0: the client closed, or vanished.")), []string{"code"}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts(name("refused_total",
+			"Handshakes refused, by HTTP status.")), []string{"code"}),
+	}
+	if r != nil {
+		r.MustRegister(m.sockets, m.sent, m.received, m.unchanged, m.broken, m.closed, m.refused)
+	}
+	return m
+}

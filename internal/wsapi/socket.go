@@ -1,0 +1,327 @@
+package wsapi
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"statusrelay/internal/auth"
+	"statusrelay/internal/problem"
+	"statusrelay/internal/status"
+)
+
+// A closure is why the server closes a socket: a code (RFC 6455 section 7.4, and those from 4400 on as HTTP has them), and
+// a fixed sentence.
+type closure struct {
+	code   uint16
+	reason string
+}
+
+// The closures are never modified.
+var (
+	closeTooBig          = &closure{websocket.CloseMessageTooBig, "frame too big"}
+	closeInternal        = &closure{websocket.CloseInternalServerErr, "internal error"}
+	closeRestart         = &closure{websocket.CloseServiceRestart, "restarting"}
+	closeLater           = &closure{websocket.CloseTryAgainLater, "unavailable for now"}
+	closeUnauthenticated = &closure{4401, "a valid token is required"}
+	closeExpired         = &closure{4401, "token expired"}
+	closeForbidden       = &closure{4403, "forbidden"}
+	closeLate            = &closure{4408, "no auth in time"}
+	closeMisuse          = &closure{4409, "protocol misuse"}
+	closeTooMuch         = &closure{4429, "too many frames"}
+	closeUnread          = &closure{4429, "answers are not read"}
+)
+
+// maxStrikes is how many bad frames in a row end a socket.
+const maxStrikes = 3
+
+// A socket is one client. Its methods are called by the reader: a goroutine that blocks in a read for most of its life; by
+// the drain: a goroutine that is there while something is to be written; by the server's sweep; and, through
+// the watches, by the hub.
+//
+// There may be tens of thousands, of which most are idle: what is not needed then is allocated when it is.
+type socket struct {
+	server *Server // set once
+	conn   *websocket.Conn
+	opened int64 // in unix nanoseconds
+
+	principal atomic.Pointer[auth.Principal] // nil until it is known who this is; set by the reader
+
+	index    int   // guarded by server.mu
+	nextPing int64 // owned by the sweep; unix nanoseconds
+
+	credit  int64 // owned by the reader: unix nanoseconds until which its frames are paid for
+	strikes uint8 // owned by the reader: bad frames in a row
+
+	mu           sync.Mutex
+	writing      bool      // there is a drain, or must never be one again
+	ping         bool      // one is to be written
+	ended        bool      // the reader has ended
+	closing      *closure  // not nil: what is to be written last
+	answers      [][]byte  // to be written before anything else
+	answersBytes int       // their size
+	woken, last  *watch    // list of the watches that have something pending
+	watches      watchList // written by the reader only, which may read it without mu
+}
+
+// enter lets the principal in, or replaces it by one with a newer token.
+func (s *socket) enter(who *auth.Principal, ref string) {
+	if s.principal.Swap(who) == nil {
+		s.conn.SetReadLimit(int64(s.server.o.MaxFrameBytes))
+	}
+	s.answer(s.server.welcomeFrame(who, ref))
+}
+
+// read reads one frame, handles it, and leaves the next one to a goroutine with a fresh stack: handling a frame makes a
+// stack several times as large as waiting for one needs, and it would stay so while the socket is idle.
+func (s *socket) read() {
+	defer s.server.goroutines.Done()
+	defer s.contain(true)
+	kind, frame, err := s.next()
+	if err != nil {
+		s.end(err)
+		return
+	}
+	s.handle(kind, frame)
+	s.server.goroutines.Add(1)
+	go s.read()
+}
+
+// next waits for a data frame. Buffers are taken when its first byte is there, and given back by handle.
+func (s *socket) next() (kind int, frame *bytes.Buffer, err error) {
+	kind, r, err := s.conn.NextReader()
+	if err != nil {
+		return 0, nil, err
+	}
+	frame = s.server.buffers.Get().(*bytes.Buffer)
+	frame.Reset()
+	if _, err := frame.ReadFrom(r); err != nil {
+		s.server.buffers.Put(frame)
+		return 0, nil, err
+	}
+	return kind, frame, nil
+}
+
+// end is the end of the reader, and of the socket.
+func (s *socket) end(err error) {
+	if errors.Is(err, websocket.ErrReadLimit) {
+		s.fail(closeTooBig)
+	}
+	if !gone(err) {
+		// A connection that is closed with unread bytes is reset, and the client may never see our close frame.
+		_ = s.conn.NetConn().SetReadDeadline(time.Now().Add(s.server.o.CloseTimeout))
+		_, _ = io.CopyN(io.Discard, s.conn.NetConn(), 1<<20)
+	}
+	s.mu.Lock()
+	s.ended = true
+	closing, watches := s.closing, s.watches
+	s.watches, s.answers, s.woken, s.last = watchList{}, nil, nil, nil
+	s.mu.Unlock()
+	for w := range watches.all {
+		w.Close()
+	}
+	s.conn.Close()
+	s.server.remove(s)
+	code := 0
+	if closing != nil {
+		code = int(closing.code)
+	}
+	s.server.metrics.closed.WithLabelValues(strconv.Itoa(code)).Inc()
+	s.server.log.Debug("websocket closed", "code", code, "error", err)
+}
+
+// gone reports whether the client has left, so that nothing can be lost on the way to it.
+func gone(err error) bool {
+	var ne net.Error
+	var ce *websocket.CloseError
+	return errors.As(err, &ne) || errors.As(err, &ce) || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)
+}
+
+// contain keeps a panic of the reader, or of the drain, to this socket.
+func (s *socket) contain(reader bool) {
+	cause := recover()
+	if cause == nil {
+		return
+	}
+	s.server.log.Error("panic in a websocket", "panic", cause, "stack", string(debug.Stack()))
+	message := websocket.FormatCloseMessage(int(closeInternal.code), closeInternal.reason)
+	_ = s.conn.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second))
+	s.mu.Lock()
+	s.closing = closeInternal
+	ended := s.ended
+	s.mu.Unlock()
+	s.conn.Close()
+	if reader && !ended {
+		s.server.goroutines.Add(1)
+		go s.read() // to find the connection closed, and end
+	}
+}
+
+// allow charges the client for one frame (GCRA: credit is when it will be even).
+func (s *socket) allow() bool {
+	s.server.metrics.received.Inc()
+	now := time.Now().UnixNano()
+	price := int64(time.Second) / int64(s.server.o.FramesPerSecond)
+	burst := int64(s.server.o.MaxWatches+2*s.server.o.FramesPerSecond) * price
+	credit := max(s.credit, now) + price
+	if credit-now > burst {
+		s.fail(closeTooMuch)
+		return false
+	}
+	s.credit = credit
+	return true
+}
+
+func (s *socket) pinged(data string) error {
+	if !s.allow() {
+		return nil
+	}
+	err := s.conn.WriteControl(websocket.PongMessage, []byte(data), time.Now().Add(time.Second))
+	if errors.Is(err, websocket.ErrCloseSent) {
+		return nil
+	}
+	return err
+}
+
+func (s *socket) ponged(string) error {
+	if !s.allow() {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing != nil {
+		return nil // the deadline is that of the client's close frame
+	}
+	return s.conn.SetReadDeadline(time.Now().Add(s.server.silence()))
+}
+
+// silence is for how long nothing may be heard of a client.
+func (s *Server) silence() time.Duration {
+	return s.o.PingInterval + sweepInterval + s.o.PongTimeout
+}
+
+// pingPause is the time to the next ping.
+func (s *Server) pingPause() time.Duration {
+	return s.o.PingInterval - rand.N(s.o.PingInterval/4+1)
+}
+
+// sweep does what is due.
+func (s *socket) sweep(now time.Time) {
+	switch who := s.principal.Load(); {
+	case who == nil:
+		if now.UnixNano()-s.opened >= int64(s.server.o.AuthTimeout) {
+			s.fail(closeLate)
+		}
+	case who.Expired(now):
+		s.fail(closeExpired)
+	}
+	if now.UnixNano() >= s.nextPing {
+		s.nextPing = now.Add(s.server.pingPause()).UnixNano()
+		s.mu.Lock()
+		s.ping = true
+		s.startAndUnlock()
+	}
+}
+
+// handle answers a data frame.
+func (s *socket) handle(kind int, frame *bytes.Buffer) {
+	defer s.server.buffers.Put(frame)
+	s.mu.Lock()
+	closing := s.closing != nil
+	s.mu.Unlock()
+	if closing || !s.allow() {
+		return
+	}
+	if kind != websocket.TextMessage {
+		s.misuse(invalid("", "not a text frame"), "")
+		return
+	}
+	r, err := decode(frame.Bytes(), s.server.o.DefaultHub)
+	switch {
+	case s.principal.Load() == nil && r.Type != typeAuth:
+		s.problem(auth.ErrUnauthenticated, r.Ref)
+		s.fail(closeUnauthenticated)
+		return
+	case err != nil:
+		s.misuse(err, r.Ref)
+		return
+	}
+	s.strikes = 0
+	switch r.Type {
+	case typeAuth:
+		s.auth(r)
+	case typeWatch:
+		s.watch(r)
+	case typeUnwatch:
+		s.unwatch(r)
+	}
+}
+
+func (s *socket) problem(err error, ref string) {
+	s.answer(problemFrame(problem.Of(err), ref))
+}
+
+// misuse answers a frame that can never succeed.
+func (s *socket) misuse(err error, ref string) {
+	s.problem(err, ref)
+	if s.strikes++; s.strikes >= maxStrikes {
+		s.fail(closeMisuse)
+	}
+}
+
+// auth takes the first token, or a newer one of the same principal.
+func (s *socket) auth(r request) {
+	ctx, cancel := context.WithTimeout(context.Background(), s.server.o.AuthTimeout)
+	defer cancel()
+	who, err := s.server.o.Verify(ctx, r.Token)
+	old := s.principal.Load()
+	switch {
+	case err != nil:
+		s.server.log.Debug("websocket token", "error", err)
+		s.problem(err, r.Ref)
+		if old == nil {
+			s.fail(closureOf(err))
+		}
+	case old == nil:
+		s.enter(who, r.Ref)
+		s.server.authenticated()
+	case who.Issuer != old.Issuer || who.Subject != old.Subject:
+		s.problem(fmt.Errorf("another principal: %w", auth.ErrForbidden), r.Ref)
+		s.fail(closeUnauthenticated)
+	default:
+		s.enter(who, r.Ref)
+		s.reassess()
+	}
+}
+
+func (s *Server) authenticated() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unauthenticated--
+}
+
+// closureOf is the table from kind of error to the closing of a socket whose first token is refused.
+func closureOf(err error) *closure {
+	switch {
+	case errors.Is(err, auth.ErrExpired):
+		return closeExpired
+	case errors.Is(err, auth.ErrUnauthenticated):
+		return closeUnauthenticated
+	case errors.Is(err, auth.ErrForbidden):
+		return closeForbidden
+	case errors.Is(err, status.ErrUnavailable):
+		return closeLater
+	}
+	return closeInternal
+}
