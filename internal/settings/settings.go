@@ -270,7 +270,7 @@ func scalarToText(from, to reflect.Value) (any, error) {
 
 // leaves takes mapstructure's tree of joined errors apart.
 func leaves(err error) []*mapstructure.DecodeError {
-	switch e := err.(type) {
+	switch e := err.(type) { //nolint:errorlint // this is what unwraps
 	case *mapstructure.DecodeError:
 		return []*mapstructure.DecodeError{e}
 	case interface{ Unwrap() error }:

@@ -97,10 +97,18 @@ func TestFlagBeatsEnvironmentBeatsFileBeatsDefault(t *testing.T) {
 	}{
 		{"default", "", nil, nil, func(c config) any { return c.Redis.DialTimeout }, 5 * time.Second},
 		{"file", "redis: {dial_timeout: 1m}", nil, nil, func(c config) any { return c.Redis.DialTimeout }, time.Minute},
-		{"environment", "redis: {dial_timeout: 1m}", env{"STATUSRELAY_REDIS_DIAL_TIMEOUT": "2m"}, nil,
-			func(c config) any { return c.Redis.DialTimeout }, 2 * time.Minute},
-		{"flag", "redis: {dial_timeout: 1m}", env{"STATUSRELAY_REDIS_DIAL_TIMEOUT": "2m"}, []string{"--redis-dial-timeout=3m"},
-			func(c config) any { return c.Redis.DialTimeout }, 3 * time.Minute},
+		{
+			"environment", "redis: {dial_timeout: 1m}",
+			env{"STATUSRELAY_REDIS_DIAL_TIMEOUT": "2m"},
+			nil,
+			func(c config) any { return c.Redis.DialTimeout }, 2 * time.Minute,
+		},
+		{
+			"flag", "redis: {dial_timeout: 1m}",
+			env{"STATUSRELAY_REDIS_DIAL_TIMEOUT": "2m"},
+			[]string{"--redis-dial-timeout=3m"},
+			func(c config) any { return c.Redis.DialTimeout }, 3 * time.Minute,
+		},
 		{"empty variable is none", "topic: a", env{"STATUSRELAY_TOPIC": ""}, nil, func(c config) any { return c.Topic }, "a"},
 		{"null in the file is none", "topic: ", nil, nil, func(c config) any { return c.Topic }, "status"},
 		{"section without keys", "redis: ", nil, nil, func(c config) any { return c.Redis.DialTimeout }, 5 * time.Second},
