@@ -1,6 +1,7 @@
 package devbus_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,12 +31,15 @@ func standard() devbus.Options {
 	}
 }
 
-// harness is a bus and clients for it over TCP.
+// harness is a bus and clients for it: over TCP, or whatever dial gives.
 type harness struct {
 	t    testing.TB
 	bus  *devbus.Bus
 	addr string
 	ctx  context.Context
+	dial func(context.Context, azservicebus.NewWebSocketConnArgs) (net.Conn, error)
+
+	clients []*azservicebus.Client
 }
 
 func start(t testing.TB, o devbus.Options) *harness {
@@ -50,6 +54,7 @@ func start(t testing.TB, o devbus.Options) *harness {
 	served := make(chan error, 1)
 	go func() { served <- h.bus.Serve(context.WithoutCancel(ctx), l) }()
 	t.Cleanup(func() {
+		h.hangUp()
 		cancel()
 		h.bus.Close()
 		if err := <-served; err != nil {
@@ -61,14 +66,22 @@ func start(t testing.TB, o devbus.Options) *harness {
 
 func (h *harness) client() *azservicebus.Client {
 	h.t.Helper()
-	c, err := azservicebus.NewClientFromConnectionString(devbus.ConnectionString(h.addr), &azservicebus.ClientOptions{
-		RetryOptions: azservicebus.RetryOptions{RetryDelay: 10 * time.Millisecond, MaxRetryDelay: 100 * time.Millisecond},
+	c, err := azservicebus.NewClientFromConnectionString(devbus.ConnectionString(cmp.Or(h.addr, "in-memory")), &azservicebus.ClientOptions{
+		NewWebSocketConn: h.dial,
+		RetryOptions:     azservicebus.RetryOptions{RetryDelay: 10 * time.Millisecond, MaxRetryDelay: 100 * time.Millisecond},
 	})
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	h.t.Cleanup(func() { c.Close(context.Background()) })
+	h.clients = append(h.clients, c)
 	return c
+}
+
+// hangUp closes the clients: before the bus, or they would try to connect again.
+func (h *harness) hangUp() {
+	for _, c := range h.clients {
+		c.Close(context.Background())
+	}
 }
 
 func (h *harness) sender(entity string) *azservicebus.Sender {

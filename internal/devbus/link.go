@@ -211,14 +211,11 @@ func (l *inLink) transfer(t transfer, payload []byte) error {
 		return nil
 	}
 	if !l.arriving {
-		if l.credit == 0 {
-			return problemf("amqp:link:transfer-limit-exceeded", "transfer without credit")
-		}
 		if !t.hasDeliveryID {
 			return problemf("amqp:not-allowed", "transfer without a delivery-id")
 		}
 		l.first, l.overlength = t, false
-		l.credit--
+		l.credit-- // never to 0: it is topped up below, and what comes unasked waits in the socket
 		l.deliveryCount++
 	}
 	l.arriving = t.more && !t.aborted

@@ -174,11 +174,8 @@ func (s *session) sendFlow(l link) {
 }
 
 func (s *session) transfer(t transfer, payload []byte) error {
-	if s.incomingWindow == 0 {
-		return problemf("amqp:session:window-violation", "transfer beyond the window of %d", window)
-	}
 	s.nextIncoming++
-	s.incomingWindow--
+	s.incomingWindow-- // never to 0, like the credit of links
 	if s.incomingWindow <= window/2 {
 		s.sendFlow(nil)
 	}

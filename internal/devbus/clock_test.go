@@ -1,0 +1,177 @@
+package devbus_test
+
+import (
+	"context"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
+
+	"statusrelay/internal/devbus"
+)
+
+// inBubble runs a test on a fake clock, with clients over net.Pipe. The bubble also proves that
+// no goroutine outlives Close.
+func inBubble(t *testing.T, o devbus.Options, test func(h *harness)) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &harness{t: t, bus: devbus.New(o), ctx: t.Context()}
+		var serving sync.WaitGroup
+		h.dial = func(context.Context, azservicebus.NewWebSocketConnArgs) (net.Conn, error) {
+			ours, theirs := net.Pipe()
+			serving.Go(func() {
+				if err := h.bus.ServeConn(context.Background(), ours); err != nil {
+					t.Errorf("ServeConn: %v", err)
+				}
+			})
+			return theirs, nil
+		}
+		test(h)
+		h.hangUp()
+		h.bus.Close()
+		serving.Wait()
+	})
+}
+
+func TestExpiredLockReturnsTheMessageWithACount(t *testing.T) {
+	inBubble(t, standard(), func(h *harness) {
+		h.send(h.sender(queue), "a", "b")
+		r := h.receiver(nil)
+		first := h.one(r)
+		begin := time.Now()
+		h.one(r) // b
+		second := h.receive(r, 2)
+		if d := time.Since(begin); d < time.Minute || d > time.Minute+time.Second {
+			t.Errorf("came back after %v", d)
+		}
+		for i, want := range []string{"a", "b"} { // in their old order
+			if m := second[i]; string(m.Body) != want || m.DeliveryCount != 2 {
+				t.Errorf("got %q, delivery count %d", m.Body, m.DeliveryCount)
+			}
+		}
+		if err := r.CompleteMessage(h.ctx, first, nil); code(err) != azservicebus.CodeLockLost {
+			t.Errorf("completing under an expired lock: %v", err)
+		}
+		h.must(r.CompleteMessage(h.ctx, second[0], nil))
+		if s := h.stats(queue); s.LocksExpired != 2 || s.Completed != 1 || s.Locked != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func TestRenewedLockHoldsOn(t *testing.T) {
+	inBubble(t, standard(), func(h *harness) {
+		h.send(h.sender(queue), "renewed", "not renewed")
+		r := h.receiver(nil)
+		ms := h.receive(r, 2)
+		for range 10 {
+			<-time.After(50 * time.Second)
+			h.must(r.RenewMessageLock(h.ctx, ms[0], nil))
+			if d := time.Until(*ms[0].LockedUntil).Round(time.Second); d != time.Minute {
+				t.Errorf("renewed for %v", d)
+			}
+		}
+		h.must(r.CompleteMessage(h.ctx, ms[0], nil))
+		if err := r.RenewMessageLock(h.ctx, ms[1], nil); code(err) != azservicebus.CodeLockLost {
+			t.Errorf("renewing an expired lock: %v", err)
+		}
+	})
+}
+
+func TestMessageWhoseLockExpiresTooOftenIsDeadLettered(t *testing.T) {
+	inBubble(t, standard(), func(h *harness) {
+		h.send(h.sender(queue), "x")
+		r := h.receiver(nil)
+		for range 3 {
+			h.one(r)
+		}
+		dlq := h.receiver(&azservicebus.ReceiverOptions{SubQueue: azservicebus.SubQueueDeadLetter})
+		if m := h.one(dlq); *m.DeadLetterReason != "MaxDeliveryCountExceeded" {
+			t.Errorf("got %+v", m)
+		}
+	})
+}
+
+func TestLockDurationIsTheEntitysOwn(t *testing.T) {
+	o := devbus.Options{Topics: []devbus.Topic{{Name: topic, Subscriptions: []devbus.Subscription{
+		{Name: subscription, LockDuration: 5 * time.Second}}}}}
+	inBubble(t, o, func(h *harness) {
+		h.send(h.sender(topic), "x")
+		r := h.subscriber(subscription, nil)
+		h.one(r)
+		begin := time.Now()
+		h.one(r)
+		if d := time.Since(begin); d < 5*time.Second-time.Second || d > 6*time.Second {
+			t.Errorf("came back after %v", d)
+		}
+	})
+}
+
+func TestIdleConnectionStays(t *testing.T) {
+	inBubble(t, standard(), func(h *harness) {
+		dials, dial := 0, h.dial
+		h.dial = func(ctx context.Context, a azservicebus.NewWebSocketConnArgs) (net.Conn, error) {
+			dials++
+			return dial(ctx, a)
+		}
+		s := h.sender(queue)
+		h.send(s, "x")
+		<-time.After(time.Hour)
+		h.send(s, "y")
+		if dials != 1 {
+			t.Errorf("%d connections, want 1", dials)
+		}
+	})
+}
+
+func TestSilentPeerIsDropped(t *testing.T) {
+	inBubble(t, standard(), func(h *harness) {
+		for _, said := range [][]byte{nil, handshake} {
+			ours, theirs := net.Pipe()
+			ended := make(chan error, 1)
+			go func() { ended <- h.bus.ServeConn(h.ctx, ours) }()
+			go discard(theirs)
+			theirs.Write(said)
+			begin := time.Now()
+			err := <-ended
+			if d := time.Since(begin); err == nil || d > 5*time.Minute {
+				t.Errorf("after %d bytes: ended with %v after %v", len(said), err, d)
+			}
+		}
+	})
+}
+
+func TestPeerThatDoesNotReadIsDropped(t *testing.T) {
+	inBubble(t, standard(), func(h *harness) {
+		ours, theirs := net.Pipe()
+		ended := make(chan error, 1)
+		go func() { ended <- h.bus.ServeConn(h.ctx, ours) }()
+		var stop sync.WaitGroup
+		stop.Go(func() { theirs.Write(handshake) })
+		begin := time.Now()
+		<-ended
+		if d := time.Since(begin); d > time.Minute {
+			t.Errorf("ended after %v", d)
+		}
+		theirs.Close()
+		stop.Wait()
+	})
+}
+
+func TestEndedContextEndsTheConnection(t *testing.T) {
+	inBubble(t, standard(), func(h *harness) {
+		ctx, cancel := context.WithCancel(h.ctx)
+		ours, theirs := net.Pipe()
+		ended := make(chan error, 1)
+		go func() { ended <- h.bus.ServeConn(ctx, ours) }()
+		go theirs.Write(handshake)
+		go discard(theirs)
+		synctest.Wait()
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
