@@ -211,10 +211,10 @@ func read(file []byte, wrong *mistakes) *value {
 		wrong.add(place{1, 1}, "the file is empty")
 		return nil
 	}
-	if len(docs) > 1 {
-		wrong.add(placeOf(docs[1].Body.GetToken()), "a second YAML document: a policy is one")
-	}
 	r := &reader{strings.Split(string(file), "\n"), map[string]*value{}, wrong}
+	if len(docs) > 1 {
+		wrong.add(r.value(docs[1].Body).at, "a second YAML document: a policy is one")
+	}
 	v := r.value(docs[0].Body)
 	if v.size > maxValues {
 		wrong.add(place{1, 1}, "more than %d values when every alias is written out", maxValues)
@@ -292,6 +292,9 @@ func (r *reader) member(v *value, e *ast.MappingValueNode) {
 		return
 	}
 	m := member{name.Value, at, r.value(e.Value)}
+	if e.Value.Type() == ast.NullType {
+		m.value.at = at // nothing stands where the value should
+	}
 	v.members = append(v.members, m)
 	v.size += m.value.size
 }
