@@ -1,0 +1,22 @@
+package redisstore_test
+
+import (
+	"testing"
+
+	"github.com/alicebob/miniredis/v2"
+
+	"statusrelay/internal/storetest"
+)
+
+func TestContractOnMiniredis(t *testing.T) {
+	storetest.Run(t, func(t testing.TB) storetest.Harness {
+		return storetest.Harness{Addr: miniredis.RunT(t).Addr()}
+	})
+}
+
+func TestContractOnRedis(t *testing.T) {
+	storetest.Run(t, func(t testing.TB) storetest.Harness {
+		server := storetest.StartRedis(t)
+		return storetest.Harness{Addr: server.Addr, Real: server}
+	})
+}
