@@ -105,14 +105,14 @@ func (r *run) lifecycle(ctx context.Context, s status.RuntimeStatus, output any,
 	r.report(ctx, func(u *status.Update) {
 		u.Kind, u.RuntimeStatus, u.Failure = status.KindLifecycle, s, failure
 		if output != nil {
-			u.Output = canonical(output)
+			u.Output = raw(output)
 		}
 	})
 }
 
 func (r *run) progress(ctx context.Context, custom map[string]any) {
 	r.report(ctx, func(u *status.Update) {
-		u.Kind, u.RuntimeStatus, u.CustomStatus = status.KindProgress, status.Running, canonical(custom)
+		u.Kind, u.RuntimeStatus, u.CustomStatus = status.KindProgress, status.Running, raw(custom)
 	})
 }
 
@@ -133,8 +133,8 @@ func (r *run) report(ctx context.Context, fill func(*status.Update)) {
 	_ = r.publish(ctx, u)
 }
 
-// canonical is v as wire would hold it: encoding/json sorts the names of maps.
-func canonical(v any) json.RawMessage {
+// raw is v as JSON.
+func raw(v any) json.RawMessage {
 	b, err := json.Marshal(v)
 	if err != nil {
 		panic(err) // a sample that cannot be encoded is a mistake in this file
@@ -157,7 +157,7 @@ func order(ctx context.Context, r *run) error {
 		r.progress(ctx, map[string]any{
 			"percent": 100 * i / len(steps), "step": s.step, "message": s.message,
 			"stepNumber": i + 1, "steps": len(steps),
-			"customer": map[string]any{"email": "m.abdallah@example.com"}, "internalCost": 4.2 * float64(i+1),
+			"customer": map[string]any{"email": "m.abdallah@example.com"}, "internalCost": 4 * (i + 1),
 		})
 		r.rest(ctx, 2)
 	}
