@@ -1,4 +1,4 @@
-// Package schemas holds the contracts of statusrelay's wire formats, and examples
+// Package schemas holds the contracts of statusrelay's formats, and examples
 // of what they mean. They are files, so that programs in other languages can
 // use them, and embedded, so that this module's tests read the very same ones.
 //
@@ -6,6 +6,7 @@
 //     cannot state about it is listed in its description.
 //   - status-update.schema.json, status-event.schema.json: its two parts, the bare
 //     update and the update in an envelope.
+//   - policy.schema.json: the policy file (docs/policy.md).
 //   - examples/good: messages that are accepted.
 //   - examples/bad: JSON documents that are refused, each for one reason, which is
 //     its name; examples/malformed: bytes that are no I-JSON document.

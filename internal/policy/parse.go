@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"strings"
@@ -50,7 +49,12 @@ func Parse(file []byte) (*Policy, error) {
 // checkSchema adds what the schema finds wrong.
 func checkSchema(root *value, wrong *mistakes) error {
 	const url = "policy.schema.json"
-	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(schemas.Policy))
+	file, err := schemas.Schemas.Open(url)
+	if err != nil {
+		return fmt.Errorf("read schema: %w", err)
+	}
+	defer file.Close()
+	doc, err := jsonschema.UnmarshalJSON(file)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", url, err)
 	}

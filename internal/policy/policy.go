@@ -54,9 +54,6 @@ type rule struct {
 	union     sight       // what any of them may see
 }
 
-// nobody is the rule for what no section of the file speaks of.
-var nobody = &rule{}
-
 // sight is what may be seen of an instance beyond what every audience sees.
 type sight struct {
 	customStatus            *fields
@@ -108,7 +105,7 @@ func (p *Policy) rule(hub, name string) *rule {
 	if r, listed := section[wildcard]; listed {
 		return r
 	}
-	return nobody
+	return &rule{} // no section speaks of it: nobody sees anything
 }
 
 // Filter removes from the update, in place, what no audience of its hub and
