@@ -174,20 +174,12 @@ func (b *Bus) find(address string) (*node, *problem) {
 	return n, nil
 }
 
-func (b *Bus) mustFind(entity string) (*node, error) {
-	n, p := b.find(entity)
-	if p != nil {
-		return nil, fmt.Errorf("%w: %s", ErrUnknownEntity, entity)
-	}
-	return n, nil
-}
-
 // Stats counts the messages of "queue", "topic", "topic/Subscriptions/name" or one of these
 // with /$DeadLetterQueue behind it, in any case.
 func (b *Bus) Stats(entity string) (Stats, error) {
-	n, err := b.mustFind(entity)
-	if err != nil {
-		return Stats{}, err
+	n, p := b.find(entity)
+	if p != nil {
+		return Stats{}, fmt.Errorf("%w: %s", ErrUnknownEntity, entity)
 	}
 	if n.store == nil {
 		n.inbox.mu.Lock()

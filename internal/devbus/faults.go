@@ -8,8 +8,9 @@ import (
 )
 
 // Faults makes a bus fail as the real service does, for tests of those who must cope. Entities
-// are named as in Stats; "" means every one. Counts are of the next so many, per name given; 0
-// ends it. Conditions are AMQP's, such as "com.microsoft:server-busy", and "" ends it.
+// are named as in Stats, and "" means every one. Counts are of the next so many, per name given;
+// 0 ends it. Conditions are AMQP's, such as "com.microsoft:server-busy", and "" ends it. A name
+// that does not exist panics: else a slip of the pen would be a test that proves nothing.
 type Faults struct {
 	bus    *Bus
 	refuse atomic.Bool
@@ -50,6 +51,7 @@ func (c *countdown) take() bool {
 func (b *Bus) Faults() *Faults { return &b.faults }
 
 func (f *Faults) plan(entity string, change func(*plan)) {
+	f.named(entity)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.plans == nil {
@@ -61,6 +63,18 @@ func (f *Faults) plan(entity string, change func(*plan)) {
 	}
 	change(f.plans[key])
 	f.armed.Store(true)
+}
+
+// named gives the entity, or nil for "".
+func (f *Faults) named(entity string) *node {
+	if entity == "" {
+		return nil
+	}
+	n, p := f.bus.find(entity)
+	if p != nil {
+		panic("devbus: " + p.description)
+	}
+	return n
 }
 
 // each calls look with the plans that hold for an entity until one has hit.
@@ -208,29 +222,32 @@ func (f *Faults) duplicated(entity string, batch []*payload) []*payload {
 
 // DetachLinks detaches the links that are attached to an entity now, not those to its management,
 // and says how many there were.
-func (f *Faults) DetachLinks(entity, condition string) (n int, err error) {
-	err = f.under(func(c *conn) {
+func (f *Faults) DetachLinks(entity, condition string) (n int) {
+	only := f.named(entity)
+	f.tell(func(c *conn) {
 		for _, s := range c.sessions {
 			for _, l := range s.links {
-				if e := l.common(); e.node != nil && !e.gone && (entity == "" || canonical(entity) == canonical(e.node.name)) {
-					s.detachWith(l, told(condition))
-					n++
+				e := l.common()
+				if e.gone || e.node == nil || only != nil && e.node != only {
+					continue
 				}
+				s.detachWith(l, told(condition))
+				n++
 			}
 		}
-	}, entity)
-	return n, err
+	})
+	return n
 }
 
 // EndSessions ends every session.
 func (f *Faults) EndSessions(condition string) {
-	f.under(func(c *conn) {
+	f.tell(func(c *conn) {
 		for _, s := range c.sessions {
 			if !s.ended {
 				s.endWith(told(condition))
 			}
 		}
-	}, "")
+	})
 }
 
 // CloseConnections ends every connection with a condition; DropConnections does it without.
@@ -240,13 +257,8 @@ func (f *Faults) CloseConnections(condition string) {
 	}
 }
 
-// under calls do for each connection that is in a state to be told something.
-func (f *Faults) under(do func(*conn), entity string) error {
-	if entity != "" {
-		if _, err := f.bus.mustFind(entity); err != nil {
-			return err
-		}
-	}
+// tell calls do for each connection that is in a state to be told something.
+func (f *Faults) tell(do func(*conn)) {
 	for _, c := range f.bus.connections() {
 		c.mu.Lock()
 		if !c.closing {
@@ -255,66 +267,51 @@ func (f *Faults) under(do func(*conn), entity string) error {
 		c.mu.Unlock()
 		c.kick()
 	}
-	return nil
 }
 
-// stores gives the stores of an entity that is received from.
-func (f *Faults) stores(entity string) (found []*store, err error) {
-	if entity == "" {
-		for _, n := range f.bus.nodes {
-			if n.store != nil {
-				found = append(found, n.store)
-			}
+// stores calls do for each store of an entity, locked. A topic's are those of its subscriptions.
+func (f *Faults) stores(entity string, do func(*store)) {
+	nodes := f.bus.nodes
+	if n := f.named(entity); n != nil {
+		nodes = map[string]*node{entity: n}
+	}
+	for _, n := range nodes {
+		stores := []*store{n.store}
+		if n.store == nil {
+			stores = n.inbox.stores
 		}
-		return found, nil
+		for _, s := range stores {
+			s.mu.Lock()
+			do(s)
+			s.mu.Unlock()
+		}
 	}
-	n, err := f.bus.mustFind(entity)
-	if err != nil {
-		return nil, err
-	}
-	if n.store == nil {
-		return n.inbox.stores, nil
-	}
-	return []*store{n.store}, nil
 }
 
 // ExpireLocks ends all locks on an entity's messages now, each counted as a failed delivery, and
 // says how many there were.
-func (f *Faults) ExpireLocks(entity string) (n int, err error) {
-	stores, err := f.stores(entity)
-	for _, s := range stores {
-		s.mu.Lock()
+func (f *Faults) ExpireLocks(entity string) (n int) {
+	f.stores(entity, func(s *store) {
 		n += s.endLocks(func(*message) bool { return true })
-		s.mu.Unlock()
-	}
-	return n, err
+	})
+	return n
 }
 
 // Hold keeps back an entity's deliveries until Release.
-func (f *Faults) Hold(entity string) error {
-	stores, err := f.stores(entity)
-	for _, s := range stores {
-		s.mu.Lock()
-		s.held = true
-		s.mu.Unlock()
-	}
-	return err
+func (f *Faults) Hold(entity string) {
+	f.stores(entity, func(s *store) { s.held = true })
 }
 
 // Release delivers what Hold kept back, in another order: permute is given a number n and
 // returns the numbers 0 to n-1 in any order, as rand.Perm does. Nil keeps the order.
-func (f *Faults) Release(entity string, permute func(n int) []int) error {
-	stores, err := f.stores(entity)
-	for _, s := range stores {
-		s.mu.Lock()
-		if permute != nil {
+func (f *Faults) Release(entity string, permute func(n int) []int) {
+	f.stores(entity, func(s *store) {
+		if permute != nil && s.held { // with all entities, a subscription comes twice
 			s.reorder(permute)
 		}
 		s.held = false
 		s.wake()
-		s.mu.Unlock()
-	}
-	return err
+	})
 }
 
 // Reversed is a permutation for Release: last in, first out.
