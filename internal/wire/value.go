@@ -187,7 +187,7 @@ func parseInteger(raw []byte) (int64, bool) {
 	}
 	significant := bytes.TrimRight(mantissa, "0")
 	zeros := exponent - len(fraction) + len(mantissa) - len(significant)
-	if zeros < 0 || zeros > maxDigits || len(significant)+zeros > maxDigits {
+	if zeros < 0 || len(significant)+zeros > maxDigits {
 		return 0, false
 	}
 	v, ok := digits(append(significant, bytes.Repeat([]byte{'0'}, zeros)...))

@@ -2,6 +2,8 @@ package wire_test
 
 import (
 	"bytes"
+	"encoding/json"
+	"io"
 	"os"
 	"testing"
 	"time"
@@ -16,13 +18,59 @@ var typical = []byte(`{"specversion":"1.0","type":"durable.status.v1","source":"
 var now = time.Date(2026, 11, 22, 7, 0, 0, 0, time.UTC)
 
 func BenchmarkDecode(b *testing.B) {
-	b.ReportAllocs()
-	b.SetBytes(int64(len(typical)))
-	for b.Loop() {
-		if _, err := wire.Decode(typical, now); err != nil {
-			b.Fatal(err)
-		}
+	for _, c := range []struct {
+		name string
+		body []byte
+	}{
+		{"canonical", typical}, // as Encode writes it
+		{"foreign", bytes.Replace(typical, []byte(`"of":300,"percent":0.3`), []byte(`"percent":0.3,"of":300`), 1)},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			b.SetBytes(int64(len(c.body)))
+			for b.Loop() {
+				if _, err := wire.Decode(c.body, now); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
+	// The floor: reading the same tokens and doing nothing with them.
+	b.Run("tokens", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(int64(len(typical)))
+		var dec jsontext.Decoder
+		for b.Loop() {
+			dec.Reset(bytes.NewBuffer(typical))
+			for {
+				if _, err := dec.ReadToken(); err == io.EOF {
+					break
+				} else if err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+	})
+	// What it costs elsewhere: the standard library, without any of the rules.
+	b.Run("encoding-json", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(int64(len(typical)))
+		for b.Loop() {
+			var v struct {
+				ID, Source string
+				Data       struct {
+					Hub, InstanceID, Name, Kind, RuntimeStatus, ExecutionID string
+					Generation, Sequence                                    int64
+					CustomStatus                                            json.RawMessage
+					CreatedTime, LastUpdatedTime                            time.Time
+					Labels                                                  map[string]string
+				}
+			}
+			if err := json.Unmarshal(typical, &v); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
 
 func BenchmarkEncode(b *testing.B) {
