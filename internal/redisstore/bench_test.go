@@ -43,7 +43,7 @@ func after(s, mark string) string {
 	return ""
 }
 
-func progress(instance int, sequence int64) *status.Update {
+func update(instance int, sequence int64) *status.Update {
 	generation := int64(1_700_000_000_000)
 	return &status.Update{
 		Hub: "orders", InstanceID: fmt.Sprintf("order-%06d", instance), Name: "ProcessOrder",
@@ -74,7 +74,7 @@ func BenchmarkPut100DistinctRealRedis(b *testing.B) {
 			put := func() {
 				sequence++
 				for i := range batch {
-					batch[i] = progress(i, sequence)
+					batch[i] = update(i, sequence)
 				}
 				b.StartTimer()
 				_, errs := store.Put(b.Context(), batch)

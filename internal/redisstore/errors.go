@@ -44,3 +44,18 @@ func passes(reply string) bool {
 	}
 	return false
 }
+
+// answerError is the error of one command in a pipeline that failed as a whole
+// or in part. A connection that could not be set up, because of a password for
+// one, leaves go-redis' commands without an answer and without an error.
+func answerError(answered bool, own, pipeline error) error {
+	switch {
+	case own != nil:
+		return classify(own)
+	case answered:
+		return nil
+	case pipeline != nil:
+		return classify(pipeline)
+	}
+	return fmt.Errorf("%w: redis gave no answer", status.ErrUnavailable)
+}

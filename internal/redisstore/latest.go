@@ -21,18 +21,18 @@ func (s *Store) Latest(ctx context.Context, keys []status.Key) ([]*status.Record
 		for i, k := range chunk {
 			commands[i] = pipe.HMGet(ctx, s.name(k), "v", "s", "r")
 		}
-		_, _ = pipe.Exec(ctx) // each command has its own error
+		_, failure := pipe.Exec(ctx)
 		for i, k := range chunk {
-			err := commands[i].Err()
+			fields, err := commands[i].Result()
 			if redis.HasErrorPrefix(err, "WRONGTYPE") {
 				s.distrust(k, err)
 				records = append(records, nil)
 				continue
 			}
-			if err != nil {
-				return nil, fmt.Errorf("read %s: %w", k, classify(err))
+			if err := answerError(fields != nil, err, failure); err != nil {
+				return nil, fmt.Errorf("read %s: %w", k, err)
 			}
-			records = append(records, s.state(k, commands[i].Val()).record)
+			records = append(records, s.state(k, fields).record)
 		}
 	}
 	return records, nil

@@ -180,13 +180,14 @@ func (s *Store) readAll(ctx context.Context, jobs []*job) {
 		for i, j := range chunk {
 			commands[i] = pipe.HMGet(ctx, j.name, "v", "s", "r")
 		}
-		_, _ = pipe.Exec(ctx) // each command has its own error
+		_, failure := pipe.Exec(ctx)
 		for i, j := range chunk {
-			if err := commands[i].Err(); err != nil {
-				j.fail(classify(err))
+			fields, err := commands[i].Result()
+			if err := answerError(fields != nil, err, failure); err != nil {
+				j.fail(err)
 				continue
 			}
-			j.from, j.source = s.state(j.key, commands[i].Val()), read
+			j.from, j.source = s.state(j.key, fields), read
 		}
 	}
 }
@@ -221,24 +222,24 @@ func (s *Store) write(ctx context.Context, jobs []*job, command, script string) 
 		}
 		commands[i] = pipe.Do(ctx, command, script, 1, j.name, j.from.stamp, j.stored, s.ttl(j.merged).Milliseconds(), visible)
 	}
-	_, _ = pipe.Exec(ctx) // each command has its own error
+	_, failure := pipe.Exec(ctx)
 	for i, j := range jobs {
 		answer, err := commands[i].Result()
 		if redis.HasErrorPrefix(err, "NOSCRIPT") {
 			unknown = append(unknown, j)
 			continue
 		}
-		s.answered(j, answer, err)
+		if err := answerError(answer != nil, err, failure); err != nil {
+			j.fail(err)
+			continue
+		}
+		s.answered(j, answer)
 	}
 	return unknown
 }
 
 // answered takes what put.lua said about a job.
-func (s *Store) answered(j *job, answer any, err error) {
-	if err != nil {
-		j.fail(classify(err))
-		return
-	}
+func (s *Store) answered(j *job, answer any) {
 	switch answer := answer.(type) {
 	case int64:
 		if j.visible {

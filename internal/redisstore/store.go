@@ -42,6 +42,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 	"github.com/redis/go-redis/v9/maintnotifications"
 
 	"statusrelay/internal/status"
@@ -95,6 +96,9 @@ type Options struct {
 func (o *Options) fill() error {
 	if len(o.Addrs) == 0 {
 		return errors.New("no address")
+	}
+	if len(o.Addrs) > 1 && o.MasterName == "" {
+		o.Cluster = true
 	}
 	if o.Cluster && (o.MasterName != "" || o.DB != 0) {
 		return errors.New("a cluster has neither a master name nor a database")
@@ -159,6 +163,9 @@ func New(o Options) (*Store, error) {
 }
 
 func newClient(o *Options) redis.UniversalClient {
+	// The library writes to standard error, and knows no other way than one
+	// global. Whatever it says there reaches us as an error too.
+	redis.SetLogger(&logging.VoidLogger{})
 	return redis.NewUniversalClient(&redis.UniversalOptions{
 		Addrs:                      o.Addrs,
 		MasterName:                 o.MasterName,
