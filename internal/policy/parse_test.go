@@ -5,10 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
+	"github.com/go-json-experiment/json/jsontext"
+
 	"statusrelay/internal/policy"
+	"statusrelay/internal/status"
 )
 
 // mistakes parses a file that has some.
@@ -263,4 +267,60 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("no JSON: %s", a.View(r).JSON)
 		}
 	})
+}
+
+// TestDocumentedExample holds docs/policy.md to its word: every complete file in
+// it is a good policy, and the worked example shows what the table says.
+func TestDocumentedExample(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := func(language string) string {
+		_, rest, _ := strings.Cut(string(doc), "\n```"+language+"\n")
+		text, _, _ := strings.Cut(rest, "\n```")
+		return text
+	}
+	for line := range strings.Lines(block("text")) {
+		when, _, _ := strings.Cut(line, "   ")
+		admitting(t, when)
+	}
+	p := parse(t, block("yaml"))
+	custom := jsontext.Value(block("json"))
+	if err := custom.Canonicalize(jsontext.CanonicalizeRawFloats(false)); err != nil {
+		t.Fatal(err)
+	}
+	r := &status.Record{
+		Hub: "orders", Name: "OrderFulfilment", InstanceID: "i",
+		Labels:   map[string]string{"owner": "u-1001", "region": "eu-west"},
+		Progress: status.Progress{CustomStatus: json.RawMessage(custom)},
+	}
+	for _, c := range []struct {
+		claims map[string]any
+		want   string
+	}{
+		{map[string]any{"roles": []any{"status-operator"}}, string(custom)},
+		{map[string]any{"roles": []any{"status-support"}, "regions": []any{"eu-west"}}, "in the table"},
+		{map[string]any{"roles": []any{"status-support"}, "regions": []any{"us-east"}}, ""},
+		{map[string]any{"sub": "u-1001"}, "in the table"},
+		{map[string]any{"sub": "u-1002"}, ""},
+	} {
+		a := p.Audience(c.claims, r)
+		if a == nil {
+			if c.want != "" {
+				t.Errorf("%v: not admitted", c.claims)
+			}
+			continue
+		}
+		var view struct {
+			CustomStatus json.RawMessage `json:"customStatus"`
+		}
+		if err := json.Unmarshal(a.View(r).JSON, &view); err != nil {
+			t.Fatal(err)
+		}
+		got := string(view.CustomStatus)
+		if got != c.want && (c.want != "in the table" || !strings.Contains(string(doc), "| `"+got+"` |")) {
+			t.Errorf("%v sees %s, want %q", c.claims, got, c.want)
+		}
+	}
 }
