@@ -1,6 +1,6 @@
 // Package wire turns every accepted form of a message into a status.Update and
-// back: what publishers, brokers and Redis-less programs put on a wire, and
-// nothing about how it got there.
+// an update into the form that is sent. It knows what the bytes mean and nothing
+// of how they travel.
 //
 // It promises that
 //
