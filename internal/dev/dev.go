@@ -234,6 +234,11 @@ func (s *Stack) Info() Info { return s.info }
 // Bus is the Service Bus endpoint.
 func (s *Stack) Bus() *devbus.Bus { return s.bus }
 
+// Publish publishes an update as an orchestration would.
+func (s *Stack) Publish(ctx context.Context, u *status.Update) error {
+	return s.notifier.Publish(ctx, u)
+}
+
 // Run serves until ctx ends, calls ready once when everything serves, and stops
 // in order: samples, notifier, relay, Service Bus, Redis.
 func (s *Stack) Run(ctx context.Context, ready func(Info)) error {
@@ -279,7 +284,7 @@ func (s *Stack) play(ctx context.Context, ready func(Info)) error {
 		ready(s.info)
 	}
 	if s.samples {
-		playSamples(ctx, s.pace, func(ctx context.Context, u *status.Update) error { return s.notifier.Publish(ctx, u) })
+		playSamples(ctx, s.pace, s.Publish)
 	}
 	return nil
 }
