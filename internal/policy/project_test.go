@@ -166,7 +166,7 @@ func patterns(pointers []string) [][]string {
 type absent struct{}
 
 func project(patterns [][]string, v any) any {
-	if got := projectPart(patterns, v); got != (any)(absent{}) {
+	if got := projectPart(patterns, v); got != any(absent{}) {
 		return got
 	}
 	return nil
@@ -194,7 +194,7 @@ func projectPart(patterns [][]string, v any) any {
 			if len(rest) == 0 {
 				continue
 			}
-			if got := projectPart(rest, below); got != (any)(absent{}) {
+			if got := projectPart(rest, below); got != any(absent{}) {
 				out[key] = got
 			}
 		}
@@ -211,7 +211,7 @@ func projectPart(patterns [][]string, v any) any {
 			out = append(out, nil)
 			if rest := under(strconv.Itoa(i)); len(rest) > 0 {
 				end = i + 1
-				if got := projectPart(rest, below); got != (any)(absent{}) {
+				if got := projectPart(rest, below); got != any(absent{}) {
 					out[i] = got
 				}
 			}
