@@ -206,9 +206,10 @@ func (w *world) send(bodies ...string) {
 
 // A deadLetter is a message that was refused.
 type deadLetter struct {
-	body                string
-	reason, description string
-	deliveries          uint32
+	body        string
+	reason      status.Reason
+	description string
+	deliveries  uint32
 }
 
 // deadLetters takes n messages out of the dead-letter queue.
@@ -233,7 +234,7 @@ func (w *world) deadLetters(n int) (all []deadLetter) {
 		for _, m := range got {
 			d := deadLetter{body: string(m.Body), deliveries: m.DeliveryCount}
 			if m.DeadLetterReason != nil {
-				d.reason = *m.DeadLetterReason
+				d.reason = status.Reason(*m.DeadLetterReason)
 			}
 			if m.DeadLetterErrorDescription != nil {
 				d.description = *m.DeadLetterErrorDescription
