@@ -311,7 +311,7 @@ func BenchmarkIngest(b *testing.B) {
 			select {
 			case err := <-done:
 				b.Fatal(err)
-			case <-time.After(5 * time.Millisecond):
+			case <-time.After(25 * time.Millisecond):
 			}
 		}
 		report()
