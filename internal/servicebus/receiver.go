@@ -80,7 +80,7 @@ func (r *Receiver) attach(ctx context.Context, client *azservicebus.Client) (end
 	if err != nil {
 		return nil, err
 	}
-	if err := end.RenewMessageLock(ctx, &azservicebus.ReceivedMessage{}, nil); err != nil && !lockLost(err) {
+	if err := end.RenewMessageLock(ctx, &azservicebus.ReceivedMessage{}, nil); err != nil && (denied(err) || !answered(err)) {
 		return nil, err
 	}
 	return end, nil

@@ -160,9 +160,10 @@ func orDefault[T comparable](value *T, def T) {
 	}
 }
 
-// dialer gives the function that makes a Client, none of which connects before it is used. Retrying is not left to the SDK.
+// dialer gives the function that makes a Client, none of which connects before it is used. Retrying is not left to the SDK,
+// except once: without any retry, its goroutine that renews tokens calls a broker that is away in a loop without a pause.
 func (o *Options) dialer() (func() (*azservicebus.Client, error), error) {
-	opts := &azservicebus.ClientOptions{RetryOptions: azservicebus.RetryOptions{MaxRetries: -1}}
+	opts := &azservicebus.ClientOptions{RetryOptions: azservicebus.RetryOptions{MaxRetries: 1, RetryDelay: 500 * time.Millisecond}}
 	if o.NewConn != nil {
 		opts.NewWebSocketConn = func(ctx context.Context, _ azservicebus.NewWebSocketConnArgs) (net.Conn, error) {
 			return o.NewConn(ctx)
