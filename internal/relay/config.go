@@ -32,6 +32,7 @@ type Config struct {
 // Redis says where records are kept.
 type Redis struct {
 	Addrs       []string        `koanf:"addrs" usage:"addresses: one of a server, several of a cluster, or Sentinels with a master name"`
+	Cluster     bool            `koanf:"cluster" usage:"the single address is a cluster's, as on Azure Managed Redis"`
 	MasterName  string          `koanf:"master_name" usage:"name of the master that the Sentinels watch"`
 	Username    string          `koanf:"username" usage:"user name (Redis ACL)"`
 	Password    settings.Secret `koanf:"password" usage:"password"`

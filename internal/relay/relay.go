@@ -131,7 +131,7 @@ func (r *Relay) parts(metrics prometheus.Registerer, rules func() *policy.Policy
 
 func (c Redis) options(log *slog.Logger, metrics prometheus.Registerer) redisstore.Options {
 	o := redisstore.Options{
-		Addrs: c.Addrs, MasterName: c.MasterName, Username: c.Username, Password: c.Password.Reveal(), DB: c.DB,
+		Addrs: c.Addrs, Cluster: c.Cluster, MasterName: c.MasterName, Username: c.Username, Password: c.Password.Reveal(), DB: c.DB,
 		Prefix: c.Prefix, TTL: c.TTL, TerminalTTL: c.TerminalTTL, Logger: log, Metrics: metrics,
 	}
 	if c.TLS {
