@@ -3,6 +3,8 @@ package devbus_test
 import (
 	"context"
 	"fmt"
+	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -21,15 +23,16 @@ func bodies(ms []*azservicebus.ReceivedMessage) (all []string) {
 }
 
 func TestSettlingByTokenSurvivesALostConnection(t *testing.T) {
-	h := start(t, standard())
-	h.send(h.sender(queue), "x")
-	r := h.receiver(nil)
-	m := h.one(r)
-	h.bus.DropConnections()
-	h.must(r.CompleteMessage(h.ctx, &azservicebus.ReceivedMessage{LockToken: m.LockToken}, nil))
-	if s := h.stats(queue); s.Completed != 1 || s.Locked != 0 {
-		t.Errorf("%+v", s)
-	}
+	inBubble(t, standard(), func(h *harness) {
+		h.send(h.sender(queue), "x")
+		r := h.receiver(nil)
+		m := h.one(r)
+		h.bus.DropConnections()
+		h.must(r.CompleteMessage(h.ctx, &azservicebus.ReceivedMessage{LockToken: m.LockToken}, nil))
+		if s := h.stats(queue); s.Completed != 1 || s.Locked != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
 }
 
 func TestClientsRecoverFromEveryWayOfLosingTheBus(t *testing.T) {
@@ -249,4 +252,17 @@ func TestClosedBusTakesNoConnections(t *testing.T) {
 	if err := converse(bus, handshake, false); err != devbus.ErrClosed {
 		t.Errorf("got %v", err)
 	}
+}
+
+func TestCloseLeavesNoGoroutines(t *testing.T) {
+	before := runtime.NumGoroutine()
+	h := start(t, standard())
+	h.send(h.sender(queue), "x")
+	h.one(h.receiver(nil))
+	silent, err := net.Dial("tcp", h.addr)
+	h.must(err)
+	defer silent.Close()
+	h.hangUp()
+	h.bus.Close()
+	waitUntil(t, func() bool { return runtime.NumGoroutine() <= before })
 }

@@ -48,7 +48,7 @@ func TestMessagePassesThroughUnchanged(t *testing.T) {
 	if m.Annotations["a"] != int64(1) || m.Annotations["list"] == nil || m.DeliveryAnnotations["d"] != nil {
 		t.Errorf("annotations %v, %v", m.Annotations, m.DeliveryAnnotations)
 	}
-	if !bytes.Contains(out, []byte("\xa3\x06symbol\xa3\x01s")) && !bytes.Contains(out, []byte("\xa1\x06symbol\xa3\x01s")) {
+	if !bytes.Contains(out, []byte("\xa1\x06symbol\xa3\x01s")) {
 		t.Error("a symbol among the application properties became something else")
 	}
 	// From the properties on, the bytes are the sender's.
