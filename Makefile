@@ -38,6 +38,19 @@ fmt: .tools/golangci-lint ## format all Go code
 imports: ## who may import whom, and the other rules of the tree
 	go test -count=1 ./internal
 
+.PHONY: generated
+generated: ## generated documents are up to date
+	go test -count=1 ./docs
+
+.PHONY: generate
+generate: ## write the generated documents
+	go test ./docs -update
+
+.PHONY: tidy
+tidy: ## go mod tidy, in both modules
+	go mod tidy
+	cd deploy && go mod tidy
+
 .PHONY: modules
 modules: ## go.mod and go.sum are complete, minimal and unharmed
 	go mod verify

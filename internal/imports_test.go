@@ -37,21 +37,21 @@ var tree = []pkg{
 	{"problem", "auth", ""},
 
 	// edges: one technology each
-	{"servicebus", "azservicebus azure amqp backoff", ""},
+	{"servicebus", "azservicebus azure amqp backoff uuid", ""},
 	{"redisstore", "go-redis", "miniredis"},
 	{"httpapi", "auth policy hub problem", "openapi"},
 	{"wsapi", "auth policy hub problem gorilla", ""},
 	{"ingestapi", "auth policy wire problem rate", "openapi"},
 	{"bridge/*", "wire", ""},
-	{"web", "", ""},
+	{"web", "", "chromedp"},
 
 	// test help, which dev runs on as well
 	{"devbus", "amqp", "azservicebus"},
-	{"storetest", "go-redis", "miniredis"},
+	{"storetest", "redisstore go-redis", "miniredis"},
 
 	// roots: wiring only
 	{"settings", "cobra koanf yaml3", "yaml"},
-	{"telemetry", "prometheus", ""},
+	{"telemetry", "", ""},
 	{"shell", "settings telemetry auth policy cobra", ""},
 	{"relay", "wire policy hub auth ingest problem servicebus redisstore httpapi wsapi web settings telemetry shell cors", ""},
 	{"notifier", "wire policy auth problem servicebus ingestapi bridge/* settings telemetry shell", ""},
@@ -60,6 +60,7 @@ var tree = []pkg{
 	{"cmd/notifier", "wire servicebus settings telemetry shell notifier cobra", ""},
 
 	// tests only
+	{"docs", "", ""},
 	{"e2e", "", "azservicebus gorilla go-redis miniredis chromedp"},
 	{"bench", "", "azservicebus gorilla go-redis miniredis"},
 }
@@ -82,9 +83,9 @@ var libraries = map[string][]string{
 	"lru":          {"github.com/hashicorp/golang-lru"},
 	"miniredis":    {"github.com/alicebob/miniredis"},
 	"openapi":      {"github.com/getkin/kin-openapi"},
-	"prometheus":   {"github.com/prometheus/common"},
 	"rate":         {"golang.org/x/time/rate"},
 	"text":         {"golang.org/x/text"},
+	"uuid":         {"github.com/google/uuid"},
 	"yaml":         {"github.com/goccy/go-yaml"},
 	"yaml3":        {"go.yaml.in/yaml/v3"},
 }
@@ -93,7 +94,7 @@ var libraries = map[string][]string{
 var everywhere = []string{
 	"statusrelay/internal/status",
 	"github.com/go-json-experiment/json",
-	"github.com/prometheus/client_golang",
+	"github.com/prometheus", // client_golang, and its model in tests
 	"golang.org/x/sync",
 }
 

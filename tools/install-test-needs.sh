@@ -16,8 +16,9 @@ command -v chromium >/dev/null || command -v chromium-browser >/dev/null ||
 if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
 	echo "installing what the tests need: ${missing[*]}"
 	export DEBIAN_FRONTEND=noninteractive
-	# No service is started: the tests start what they need on free ports.
-	RUNLEVEL=1 sh -c "apt-get update -qq && apt-get install -y -qq --no-install-recommends $* ${missing[*]}" >/dev/null
+	export RUNLEVEL=1 # start no service: the tests start what they need on free ports
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 	exit 0
 fi
 
