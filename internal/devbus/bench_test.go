@@ -19,8 +19,10 @@ func fill(h *harness, s *azservicebus.Sender, n int) {
 		b, err := s.NewMessageBatch(h.ctx, nil)
 		h.must(err)
 		for ; n > 0; n-- {
-			err := b.AddMessage(&azservicebus.Message{Body: body,
-				ApplicationProperties: map[string]any{"instanceId": "i-0123456789", "hub": "h"}}, nil)
+			err := b.AddMessage(&azservicebus.Message{
+				Body:                  body,
+				ApplicationProperties: map[string]any{"instanceId": "i-0123456789", "hub": "h"},
+			}, nil)
 			if errors.Is(err, azservicebus.ErrMessageTooLarge) {
 				break
 			}

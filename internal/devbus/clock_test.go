@@ -96,7 +96,8 @@ func TestMessageWhoseLockExpiresTooOftenIsDeadLettered(t *testing.T) {
 
 func TestLockDurationIsTheEntitysOwn(t *testing.T) {
 	o := devbus.Options{Topics: []devbus.Topic{{Name: topic, Subscriptions: []devbus.Subscription{
-		{Name: subscription, LockDuration: 5 * time.Second}}}}}
+		{Name: subscription, LockDuration: 5 * time.Second},
+	}}}}
 	inBubble(t, o, func(h *harness) {
 		h.send(h.sender(topic), "x")
 		r := h.subscriber(subscription, nil)

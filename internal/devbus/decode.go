@@ -346,19 +346,6 @@ func (f *fields) uint() (uint32, bool) {
 	return 0, false
 }
 
-func (f *fields) ulong() (uint64, bool) {
-	t, ok := f.next()
-	if !ok {
-		return 0, false
-	}
-	switch t.ctor {
-	case ctorUlong0, ctorSmallUlong, ctorUlong:
-		return unsigned(t.data), true
-	}
-	f.mismatch(t, "ulong")
-	return 0, false
-}
-
 func (f *fields) ushort() (uint16, bool) {
 	t, ok := f.next()
 	if !ok {

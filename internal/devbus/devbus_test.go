@@ -242,7 +242,8 @@ func TestAbandonedMessageReturnsWithACountAndChangedProperties(t *testing.T) {
 	h.must(s.SendMessage(h.ctx, &azservicebus.Message{ApplicationProperties: map[string]any{"keep": "1", "change": "1"}}, nil))
 	m := h.one(r)
 	h.must(r.AbandonMessage(h.ctx, m, &azservicebus.AbandonMessageOptions{
-		PropertiesToModify: map[string]any{"change": int64(2), "add": true}}))
+		PropertiesToModify: map[string]any{"change": int64(2), "add": true},
+	}))
 	m = h.one(r)
 	if m.DeliveryCount != 2 {
 		t.Errorf("delivery count %d", m.DeliveryCount)
@@ -258,7 +259,8 @@ func TestDeadLetteredMessageCarriesItsReason(t *testing.T) {
 	h.send(h.sender(queue), "bad")
 	r := h.receiver(nil)
 	h.must(r.DeadLetterMessage(h.ctx, h.one(r), &azservicebus.DeadLetterOptions{
-		Reason: ptr("invalid"), ErrorDescription: ptr("no instance"), PropertiesToModify: map[string]any{"by": "me"}}))
+		Reason: ptr("invalid"), ErrorDescription: ptr("no instance"), PropertiesToModify: map[string]any{"by": "me"},
+	}))
 	if s := h.stats(queue); s.DeadLettered != 1 || s.Locked != 0 {
 		t.Errorf("%+v", s)
 	}

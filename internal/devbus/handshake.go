@@ -77,8 +77,8 @@ func (c *conn) expectHeader(want [8]byte) error {
 		return err
 	}
 	if got != want {
-		c.nc.Write(want[:]) // part 2.2: say what would have been right, then close
-		return fmt.Errorf("protocol header % x", got)
+		_, err := c.nc.Write(want[:]) // part 2.2: say what would have been right, then close
+		return errors.Join(fmt.Errorf("protocol header % x", got), err)
 	}
 	return nil
 }

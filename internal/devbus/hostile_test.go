@@ -9,6 +9,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 	"github.com/Azure/go-amqp"
@@ -198,6 +199,69 @@ func TestAnnotationsThatWouldCrashTheClientAreDropped(t *testing.T) {
 	if *got.SequenceNumber != 1 || got.PartitionKey != nil || got.RawAMQPMessage.MessageAnnotations["mine"] != "kept" {
 		t.Errorf("got %+v", got)
 	}
+}
+
+func TestPeerThatNeverSettlesIsDetached(t *testing.T) {
+	o := standard()
+	o.Queues[0].LockDuration = time.Hour
+	o.MaxEntityBytes = 1 << 30
+	h := start(t, o)
+	const most, n = 65536, 65600
+	s := h.sender(queue)
+	b, err := s.NewMessageBatch(h.ctx, nil)
+	h.must(err)
+	for range n / 100 {
+		h.must(b.AddMessage(&azservicebus.Message{}, nil))
+	}
+	for range 100 {
+		h.must(s.SendMessageBatch(h.ctx, b, nil))
+	}
+	ours, theirs := net.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- h.bus.ServeConn(h.ctx, ours) }()
+	go discard(theirs)
+	flow := frame(0, list(0x13, uint32v(0), uint32v(1<<20), uint32v(0), uint32v(5000), uint32v(0), uint32v(0), uint32v(1<<20)))
+	_, err = theirs.Write(bytes.Join([][]byte{handshake, beginFrame, attachFrame(0, true), flow}, nil))
+	h.must(err)
+	waitUntil(t, func() bool { return h.stats(queue).Locked >= most })
+	if m := h.one(h.receiver(nil)); *m.SequenceNumber != most+1 {
+		t.Errorf("the next one went on to %d", *m.SequenceNumber)
+	}
+	_, err = theirs.Write(closeFrame)
+	h.must(err)
+	h.must(<-served)
+}
+
+// A peer that asks and asks and never reads the answers: what it may make the bus remember is
+// bounded, and so is for how long.
+func TestPeerThatNeverReadsAnswersIsHeldBack(t *testing.T) {
+	inBubble(t, standard(), func(h *harness) {
+		ours, theirs := net.Pipe()
+		ended := make(chan error, 1)
+		go func() { ended <- h.bus.ServeConn(h.ctx, ours) }()
+		var answers sync.WaitGroup
+		answers.Go(func() { io.CopyN(io.Discard, theirs, 89) }) // what precedes the open
+		_, err := theirs.Write(handshake)
+		h.must(err)
+		_, err = theirs.Write(beginFrame)
+		h.must(err)
+		echo := bytes.Repeat(frame(0, list(0x13, uint32v(0), uint32v(5000), uint32v(0), uint32v(5000),
+			null, null, null, null, null, boolean(true))), 1000)
+		asked := 0
+		for {
+			n, err := theirs.Write(echo)
+			asked += n
+			if err != nil {
+				break
+			}
+			if asked > 32<<20 {
+				t.Fatal("no end of answers that nobody reads")
+			}
+		}
+		<-ended
+		theirs.Close()
+		answers.Wait()
+	})
 }
 
 // recorder keeps what a client says.

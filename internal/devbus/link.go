@@ -305,15 +305,17 @@ func (l *outLink) release() {
 	}
 	for _, d := range l.taken {
 		if !l.remove {
-			l.store.settle(d.message, d.lock, settlement{kind: settleRelease})
+			_ = l.store.settle(d.message, d.lock, settlement{kind: settleRelease}) // an expired lock is as good
 		}
 	}
 	l.taken, l.buffer, l.rest, l.replies = nil, nil, nil, nil
 }
 
 func (l *outLink) state() linkState {
-	return linkState{handle: l.handle, deliveryCount: l.deliveryCount, credit: l.credit,
-		available: uint32(len(l.replies)), drain: l.drain}
+	return linkState{
+		handle: l.handle, deliveryCount: l.deliveryCount, credit: l.credit,
+		available: uint32(len(l.replies)), drain: l.drain,
+	}
 }
 
 // flow of a receiver gives credit, counted from the deliveries that it knew of (part 2.6.7).

@@ -279,12 +279,14 @@ func TestEveryOutcomeWorksByLockToken(t *testing.T) {
 			h.must(r.CompleteMessage(h.ctx, byToken, nil))
 		case "abandon":
 			h.must(r.AbandonMessage(h.ctx, byToken, &azservicebus.AbandonMessageOptions{
-				PropertiesToModify: map[string]any{"tried": int64(1)}}))
+				PropertiesToModify: map[string]any{"tried": int64(1)},
+			}))
 		case "defer":
 			h.must(r.DeferMessage(h.ctx, byToken, nil))
 		case "dead":
 			h.must(r.DeadLetterMessage(h.ctx, byToken, &azservicebus.DeadLetterOptions{
-				Reason: ptr("bad"), ErrorDescription: ptr("why")}))
+				Reason: ptr("bad"), ErrorDescription: ptr("why"),
+			}))
 		}
 	}
 	if s := h.stats(queue); s.Completed != 1 || s.Active != 1 || s.Deferred != 1 || s.DeadLettered != 1 || s.Locked != 0 {
