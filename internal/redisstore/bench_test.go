@@ -2,7 +2,10 @@ package redisstore_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -27,20 +30,12 @@ func serverCPU(b *testing.B, r *storetest.Redis) time.Duration {
 		name string
 		to   *float64
 	}{{"used_cpu_sys:", &sys}, {"used_cpu_user:", &user}} {
-		if _, err := fmt.Sscanf(after(r.Do("INFO", "cpu"), field.name), "%f", field.to); err != nil {
+		_, value, _ := strings.Cut(r.Do("INFO", "cpu"), field.name)
+		if _, err := fmt.Sscanf(value, "%f", field.to); err != nil {
 			b.Fatal(err)
 		}
 	}
 	return time.Duration((sys + user) * float64(time.Second))
-}
-
-func after(s, mark string) string {
-	for i := 0; i+len(mark) <= len(s); i++ {
-		if s[i:i+len(mark)] == mark {
-			return s[i+len(mark):]
-		}
-	}
-	return ""
 }
 
 func update(instance int, sequence int64) *status.Update {
@@ -56,6 +51,42 @@ func update(instance int, sequence int64) *status.Update {
 	}
 }
 
+// Reading and making sense of records: what a GET, and a re-read after a gap, cost.
+func BenchmarkLatest(b *testing.B) {
+	for _, n := range []int{1, 100} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			server := storetest.StartRedis(b)
+			store, err := redisstore.New(redisstore.Options{Addrs: []string{server.Addr}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer store.Close()
+			keys, batch := make([]status.Key, n), make([]*status.Update, n)
+			for i := range keys {
+				batch[i] = update(i, 1)
+				keys[i] = batch[i].Key()
+			}
+			if _, errs := store.Put(b.Context(), batch); errors.Join(errs...) != nil {
+				b.Fatal(errs)
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			client, redis := cpu(b), serverCPU(b, server)
+			for range b.N {
+				if _, err := store.Latest(b.Context(), keys); err != nil {
+					b.Fatal(err)
+				}
+			}
+			report(b, b.N*n, cpu(b)-client, serverCPU(b, server)-redis, "record")
+		})
+	}
+}
+
+func report(b *testing.B, n int, client, redis time.Duration, of string) {
+	b.ReportMetric(float64(client.Microseconds())/float64(n), "client-µs/"+of)
+	b.ReportMetric(float64(redis.Microseconds())/float64(n), "redis-µs/"+of)
+}
+
 // The write path's share of Redis: batches of 100 updates of 100 instances.
 func BenchmarkPut100DistinctRealRedis(b *testing.B) {
 	for _, c := range []struct {
@@ -69,33 +100,33 @@ func BenchmarkPut100DistinctRealRedis(b *testing.B) {
 				b.Fatal(err)
 			}
 			defer store.Close()
-			batch := make([]*status.Update, 100)
-			sequence := int64(0)
-			put := func() {
-				sequence++
-				for i := range batch {
-					batch[i] = update(i, sequence)
+			const size, variants = 100, 64
+			var batches [variants][]*status.Update
+			for i := range batches {
+				for j := range size {
+					batches[i] = append(batches[i], update(j, int64(i)))
 				}
-				b.StartTimer()
-				_, errs := store.Put(b.Context(), batch)
-				b.StopTimer()
+			}
+			put := func(n int) {
+				for i, u := range batches[n%variants] {
+					*u.Sequence = int64(n)
+					u.LastUpdatedTime = u.CreatedTime.Add(time.Duration(n*size+i) * time.Millisecond)
+				}
+				_, errs := store.Put(b.Context(), batches[n%variants])
 				for _, err := range errs {
 					if err != nil {
 						b.Fatal(err)
 					}
 				}
 			}
-			put()
+			put(0)
 			b.ReportAllocs()
 			b.ResetTimer()
-			b.StopTimer()
 			client, redis := cpu(b), serverCPU(b, server)
-			for range b.N {
-				put()
+			for n := range b.N {
+				put(n + 1)
 			}
-			n := float64(b.N * len(batch))
-			b.ReportMetric(float64((cpu(b)-client).Microseconds())/n, "client-µs/update")
-			b.ReportMetric(float64((serverCPU(b, server)-redis).Microseconds())/n, "redis-µs/update")
+			report(b, b.N*size, cpu(b)-client, serverCPU(b, server)-redis, "update")
 		})
 	}
 }

@@ -428,7 +428,7 @@ func wrongType(t *testing.T, h Harness) {
 }
 
 func absentServer(t *testing.T, _ Harness) {
-	unavailable(t, open(t, freeAddr(t)))
+	unavailable(t, open(t, FreeAddr(t)))
 }
 
 // unavailable checks that a store says so in every way.

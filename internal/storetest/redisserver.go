@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -23,6 +22,7 @@ type Redis struct {
 	Addr string
 
 	t    testing.TB
+	dir  string
 	args []string
 
 	mu     sync.Mutex
@@ -38,12 +38,12 @@ func StartRedis(t testing.TB, args ...string) *Redis {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		t.Fatal("redis-server is not installed: `make test` installs it (on Debian: apt-get install redis-server)")
 	}
-	r := &Redis{t: t, args: args}
+	r := &Redis{t: t, dir: t.TempDir(), args: args}
 	t.Cleanup(r.Stop)
 	// The port is free when it is chosen, but another process may be faster.
 	var err error
 	for range 5 {
-		r.Addr = freeAddr(t)
+		r.Addr = FreeAddr(t)
 		if err = r.start(); err == nil {
 			return r
 		}
@@ -112,7 +112,7 @@ func (r *Redis) start() error {
 		return err
 	}
 	args := append([]string{
-		"--bind", host, "--port", port, "--save", "", "--appendonly", "no", "--dir", os.TempDir(), "--daemonize", "no",
+		"--bind", host, "--port", port, "--save", "", "--appendonly", "no", "--dir", r.dir, "--daemonize", "no",
 	}, r.args...)
 	server := exec.Command("redis-server", args...)
 	r.output = &bytes.Buffer{}
@@ -140,7 +140,8 @@ func (r *Redis) start() error {
 	}
 }
 
-func freeAddr(t testing.TB) string {
+// FreeAddr is a loopback host:port that nobody listened on a moment ago.
+func FreeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -1,0 +1,229 @@
+package redisstore_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"statusrelay/internal/redisstore"
+	"statusrelay/internal/status"
+	"statusrelay/internal/storetest"
+)
+
+// inbox follows a store and keeps the newest sequence offered per instance.
+type inbox struct {
+	*redisstore.Follower
+	gaps chan struct{} // one token from the first gap on
+
+	mu     sync.Mutex
+	newest map[status.Key]int64 // guarded by mu
+}
+
+func follow(t *testing.T, s *redisstore.Store) *inbox {
+	t.Helper()
+	in := &inbox{gaps: make(chan struct{}, 1), newest: make(map[status.Key]int64)}
+	in.Follower = s.Follow(redisstore.FollowOptions{
+		Offer: func(r *status.Record) {
+			in.mu.Lock()
+			defer in.mu.Unlock()
+			in.newest[r.Key()] = max(in.newest[r.Key()], r.Progress.Position.N)
+		},
+		Gap: func() {
+			select {
+			case in.gaps <- struct{}{}:
+			default:
+			}
+		},
+		ProbeInterval: 50 * time.Millisecond,
+		ProbeTimeout:  time.Second,
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = in.Run(ctx) })
+	t.Cleanup(func() { cancel(); running.Wait() })
+	return in
+}
+
+func (in *inbox) got(keys []status.Key, sequence int64) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for _, k := range keys {
+		if in.newest[k] != sequence {
+			return false
+		}
+	}
+	return true
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	every := time.NewTicker(20 * time.Millisecond)
+	defer every.Stop()
+	for !ok() {
+		select {
+		case <-every.C:
+		case <-ctx.Done():
+			t.Fatalf("still not: %s", what)
+		}
+	}
+}
+
+// instances returns updates of some instances and their keys.
+func instances(n int, sequence int64) (updates []*status.Update, keys []status.Key) {
+	for i := range n {
+		u := update(i, sequence)
+		updates, keys = append(updates, u), append(keys, u.Key())
+	}
+	return updates, keys
+}
+
+// exchange puts updates of instances all over the store and wants them read and
+// followed.
+func exchange(t *testing.T, s *redisstore.Store, in *inbox, sequence int64) {
+	t.Helper()
+	updates, keys := instances(60, sequence)
+	if err := in.Subscribe(t.Context(), keys); err != nil {
+		t.Fatal(err)
+	}
+	_, errs := s.Put(t.Context(), updates)
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	records, err := s.Latest(t.Context(), keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, r := range records {
+		if r == nil || r.Key() != keys[i] || r.Progress.Position.N != sequence {
+			t.Fatalf("%s: got %+v", keys[i], r)
+		}
+	}
+	eventually(t, "all offered", func() bool { return in.got(keys, sequence) })
+}
+
+func TestClusterSpreadsInstances(t *testing.T) {
+	var nodes []*storetest.Redis
+	for range 2 {
+		_, bus, _ := net.SplitHostPort(storetest.FreeAddr(t))
+		nodes = append(nodes, storetest.StartRedis(t, "--cluster-enabled", "yes", "--cluster-port", bus))
+	}
+	nodes[0].Do("CLUSTER", "ADDSLOTSRANGE", "0", "8191")
+	nodes[1].Do("CLUSTER", "ADDSLOTSRANGE", "8192", "16383")
+	nodes[1].Do("CLUSTER", "SET-CONFIG-EPOCH", "2")
+	host, port, _ := net.SplitHostPort(nodes[0].Addr)
+	nodes[1].Do("CLUSTER", "MEET", host, port, busPort(t, nodes[0]))
+	for _, n := range nodes {
+		eventually(t, "cluster formed", func() bool {
+			info := n.Do("CLUSTER", "INFO")
+			return strings.Contains(info, "cluster_state:ok") && strings.Contains(info, "cluster_known_nodes:2")
+		})
+	}
+	sequence := int64(0)
+	for name, o := range map[string]redisstore.Options{
+		"all nodes": {Addrs: []string{nodes[0].Addr, nodes[1].Addr}},
+		"one node":  {Addrs: []string{nodes[1].Addr}, Cluster: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := redisstore.New(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			in := follow(t, s)
+			for range 3 {
+				sequence++
+				exchange(t, s, in, sequence)
+			}
+			eventually(t, "ready", in.Ready)
+		})
+	}
+	for _, n := range nodes {
+		if n.Do("DBSIZE") == "0" {
+			t.Error("a node has no instance: the hash tag is the same for all")
+		}
+	}
+}
+
+// busPort reads a node's cluster bus port from its own line: id addr@bus,…
+func busPort(t *testing.T, r *storetest.Redis) string {
+	t.Helper()
+	_, rest, _ := strings.Cut(r.Do("CLUSTER", "NODES"), "@")
+	port, _, _ := strings.Cut(rest, " ")
+	port, _, _ = strings.Cut(port, ",")
+	return port
+}
+
+func TestSentinelFailoverIsAGap(t *testing.T) {
+	primary, replica := storetest.StartRedis(t), storetest.StartRedis(t)
+	host, port, _ := net.SplitHostPort(primary.Addr)
+	replica.Do("REPLICAOF", host, port)
+	sentinel := startSentinel(t, host, port)
+	s, err := redisstore.New(redisstore.Options{Addrs: []string{sentinel}, MasterName: "main"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	in := follow(t, s)
+	exchange(t, s, in, 1)
+	eventually(t, "the sentinel knows the replica in sync", func() bool {
+		answer, err := storetest.Do(sentinel, "SENTINEL", "REPLICAS", "main")
+		return err == nil && strings.Contains(answer, "master-link-status\nok") && strings.Contains(replica.Do("DBSIZE"), "60")
+	})
+	eventually(t, "the failover is accepted", func() bool {
+		_, err := storetest.Do(sentinel, "SENTINEL", "FAILOVER", "main")
+		return err == nil
+	})
+	eventually(t, "the replica is promoted", func() bool {
+		answer, err := storetest.Do(replica.Addr, "INFO", "replication") // it drops its clients on the way
+		return err == nil && strings.Contains(answer, "role:master")
+	})
+	select {
+	case <-in.gaps:
+	case <-time.After(60 * time.Second):
+		t.Fatal("no gap")
+	}
+	updates, _ := instances(1, 2)
+	eventually(t, "written to the new primary", func() bool {
+		_, errs := s.Put(t.Context(), updates)
+		if errs[0] != nil && !errors.Is(errs[0], status.ErrUnavailable) {
+			t.Fatal(errs[0])
+		}
+		return errs[0] == nil
+	})
+	exchange(t, s, in, 3)
+}
+
+// startSentinel returns the address of a sentinel that watches a primary.
+func startSentinel(t *testing.T, host, port string) string {
+	t.Helper()
+	addr := storetest.FreeAddr(t)
+	_, own, _ := net.SplitHostPort(addr)
+	config := filepath.Join(t.TempDir(), "sentinel.conf")
+	text := fmt.Sprintf("bind 127.0.0.1\nport %s\nsentinel monitor main %s %s 1\nsentinel down-after-milliseconds main 2000\n", own, host, port)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := exec.Command("redis-server", config, "--sentinel")
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = server.Process.Kill()
+		_ = server.Wait()
+	})
+	eventually(t, "sentinel serves", func() bool {
+		_, err := storetest.Do(addr, "PING")
+		return err == nil
+	})
+	return addr
+}
