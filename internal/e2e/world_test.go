@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -31,6 +32,7 @@ const (
 	owner        = "u-1001" // the customer, by its subject and by the owner label of its instances
 
 	deadline = 60 * time.Second // of a test
+	patience = 10 * time.Second // of a caller, with one request
 )
 
 // world is what replicas stand on, for one test.
@@ -55,7 +57,7 @@ func newWorld(t testing.TB, bus *devbus.Bus) *world {
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	t.Cleanup(cancel)
 	w := &world{TB: t, ctx: ctx, bus: bus, redis: storetest.StartRedis(t), logs: new(logs), client: &http.Client{
-		Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: 20 * time.Second,
+		Transport: &http.Transport{MaxIdleConnsPerHost: 64}, Timeout: patience,
 	}}
 	t.Cleanup(w.client.CloseIdleConnections)
 	t.Cleanup(func() {
@@ -263,7 +265,10 @@ func (l *logs) String() string {
 	return l.text.String()
 }
 
+// tail is the end of the log without what is for debugging.
 func (l *logs) tail(n int) string {
-	lines := strings.Split(strings.TrimSpace(l.String()), "\n")
+	lines := slices.DeleteFunc(strings.Split(strings.TrimSpace(l.String()), "\n"), func(line string) bool {
+		return strings.Contains(line, "level=DEBUG")
+	})
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
