@@ -31,6 +31,10 @@ import (
 	"statusrelay/internal/status"
 )
 
+// readTimeout bounds how long the store may take. One that hangs is answered as
+// one that is away: whoever is told 503 comes back, whoever waits piles up.
+const readTimeout = 3 * time.Second
+
 // Store is where statuses are read: nil where there is none, index by index.
 type Store interface {
 	Latest(ctx context.Context, keys []status.Key) ([]*status.Record, error)
@@ -140,7 +144,9 @@ func (a *api) instance(w http.ResponseWriter, r *http.Request) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	records, err := a.Store.Latest(r.Context(), []status.Key{key})
+	reading, cancel := context.WithTimeout(r.Context(), readTimeout)
+	defer cancel()
+	records, err := a.Store.Latest(reading, []status.Key{key})
 	if err != nil {
 		return 0, fmt.Errorf("reading %s: %w", key, err)
 	}
