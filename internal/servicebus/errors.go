@@ -48,13 +48,14 @@ func tooLarge(err error) bool {
 }
 
 // answered reports an error that the broker gave as its answer to one request or message, so that the line it came on works.
+// An error with one of the SDK's codes does not say (it hides what it was made from), and counts as none.
 func answered(err error) bool {
 	var management interface{ RPCCode() int } // what the SDK makes of a $management answer
 	var detached *amqp.LinkError
 	switch {
 	case errors.As(err, &detached), hasCode(err, azservicebus.CodeConnectionLost, azservicebus.CodeClosed):
 		return false
-	case errors.As(err, &management), lockLost(err):
+	case errors.As(err, &management):
 		return true
 	}
 	return condition(err) != ""

@@ -249,40 +249,54 @@ func (p *Publisher) sendSome(items []*item) (n int, err error) {
 	ctx, cancel := context.WithTimeout(p.work, p.o.SendTimeout)
 	defer cancel()
 	again := jittered(100*time.Millisecond, 2*time.Second)
+	doubted := false
 	for attempt := 1; ; attempt++ {
-		l, err := p.lines.get(ctx)
-		if err != nil {
-			if attempt < sendAttempts && ctx.Err() == nil && !denied(err) {
-				continue // get has its own back-off
-			}
-			return len(items), refusal(err)
-		}
-		// Long enough for a slow broker, short enough for a second try when a confirmation was lost.
-		sending, cancelSending := context.WithTimeout(ctx, p.o.SendTimeout/2)
-		n, err := sendBatch(sending, l.end, items)
-		cancelSending()
+		n, final, err := p.try(ctx, items)
 		switch {
 		case err == nil:
-			l.proven.Store(true)
-			p.m.batch.Observe(float64(n))
 			return n, nil
 		case tooLarge(err) && n > 1:
 			items = items[:n/2] // the broker thinks less of it than the SDK
 			attempt--
 			continue
-		case tooLarge(err):
-			return 1, &status.InvalidError{Reason: status.ReasonTooLarge, Detail: "larger than the broker accepts"}
-		}
-		err = explain(err, p.o.entity())
-		if !answered(err) {
-			p.lines.lose(l, err)
-		} else if denied(err) || condition(err) == amqp.ErrCondResourceLimitExceeded {
+		case tooLarge(err) && (final || doubted):
+			return n, &status.InvalidError{Reason: status.ReasonTooLarge, Detail: "larger than the broker accepts"}
+		case final || attempt == sendAttempts || !sleep(ctx, again.NextBackOff()):
 			return n, refusal(err)
 		}
-		if attempt == sendAttempts || !sleep(ctx, again.NextBackOff()) {
-			return n, refusal(err)
-		}
+		doubted = tooLarge(err)
 	}
+}
+
+// try sends once and says whether the error is final. One that came with the end of the link never is: what is true of the
+// entity shows when the next link is made.
+func (p *Publisher) try(ctx context.Context, items []*item) (n int, final bool, err error) {
+	l, err := p.lines.get(ctx)
+	if err != nil {
+		return len(items), denied(err), err
+	}
+	// Long enough for a slow broker, short enough for a second try when a confirmation was lost.
+	ctx, cancel := context.WithTimeout(ctx, p.o.SendTimeout/2)
+	defer cancel()
+	n, err = sendBatch(ctx, l.end, items)
+	switch {
+	case err == nil:
+		l.proven.Store(true)
+		p.m.batch.Observe(float64(n))
+		return n, false, nil
+	case tooLarge(err) && (n > 1 || !fits(ctx, l.end, items[0])):
+		return n, true, err
+	case answered(err):
+		return n, denied(err) || condition(err) == amqp.ErrCondResourceLimitExceeded, explain(err, p.o.entity())
+	}
+	p.lines.lose(l, err)
+	return n, false, explain(err, p.o.entity())
+}
+
+// fits reports whether the link announced room for a message: if so, and it is too large, the link was detached as if one had been.
+func fits(ctx context.Context, on *azservicebus.Sender, it *item) bool {
+	batch, err := on.NewMessageBatch(ctx, nil)
+	return err == nil && batch.AddMessage(it.message, nil) == nil
 }
 
 // refusal gives an error its kind: unavailable, unless it will not change by itself.

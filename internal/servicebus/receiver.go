@@ -80,10 +80,11 @@ func (r *Receiver) attach(ctx context.Context, client *azservicebus.Client) (end
 	if err != nil {
 		return nil, err
 	}
-	if err := end.RenewMessageLock(ctx, &azservicebus.ReceivedMessage{}, nil); err != nil && (denied(err) || !answered(err)) {
-		return nil, err
+	err = end.RenewMessageLock(ctx, &azservicebus.ReceivedMessage{}, nil)
+	if err == nil || lockLost(err) || answered(err) && !denied(err) {
+		return end, nil
 	}
-	return end, nil
+	return nil, err
 }
 
 // Ready reports whether the link to the broker stands.

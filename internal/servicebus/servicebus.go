@@ -127,9 +127,14 @@ func (o *Options) check(receiving bool) error {
 		name string
 		ok   bool
 	}{
-		{"MaxBatch", o.MaxBatch > 0}, {"MaxInHand", o.MaxInHand > 0}, {"Settlers", o.Settlers > 0},
-		{"DrainTimeout", o.DrainTimeout > 0}, {"AbandonDelay", o.AbandonDelay > 0}, {"Lanes", o.Lanes > 0},
-		{"SendTimeout", o.SendTimeout > 0}, {"MaxQueuedBytes", o.MaxQueuedBytes > 0},
+		{"MaxBatch", o.MaxBatch > 0},
+		{"MaxInHand", o.MaxInHand > 0},
+		{"Settlers", o.Settlers > 0},
+		{"DrainTimeout", o.DrainTimeout > 0},
+		{"AbandonDelay", o.AbandonDelay > 0},
+		{"Lanes", o.Lanes > 0},
+		{"SendTimeout", o.SendTimeout > 0},
+		{"MaxQueuedBytes", o.MaxQueuedBytes > 0},
 	} {
 		if !positive.ok {
 			wrong("%s: negative", positive.name)
