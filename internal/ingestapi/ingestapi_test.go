@@ -1,0 +1,403 @@
+package ingestapi_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"statusrelay/internal/auth"
+	"statusrelay/internal/ingestapi"
+	"statusrelay/internal/policy"
+	"statusrelay/internal/status"
+	"statusrelay/internal/wire"
+)
+
+// publishers may publish to any hub, the team to its own hub only and the owner
+// only what is labelled as theirs.
+const rules = `
+version: 1
+hubs:
+  "*":
+    orchestrators:
+      "*":
+        audiences: []
+publishers:
+  - when: "'publisher' in claims.roles"
+    hubs: ["*"]
+  - when: claims.sub == 'team'
+    hubs: [team]
+  - when: labels.owner == claims.sub
+    hubs: [shared]
+`
+
+// api is a handler whose broker remembers what it was given. Tokens are the names
+// of their callers.
+type api struct {
+	http.Handler
+	published []wire.Message
+	refuse    func(m wire.Message) error // what the broker says; nil: it takes all
+}
+
+func newAPI(t *testing.T, change ...func(*ingestapi.Options)) *api {
+	t.Helper()
+	p, err := policy.Parse([]byte(rules))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &api{}
+	o := ingestapi.Options{
+		Verify: verify,
+		Policy: func() *policy.Policy { return p },
+		Publish: func(_ context.Context, messages []wire.Message) []error {
+			errs := make([]error, len(messages))
+			for i, m := range messages {
+				if a.refuse != nil {
+					errs[i] = a.refuse(m)
+				}
+				if errs[i] == nil {
+					a.published = append(a.published, m)
+				}
+			}
+			return errs
+		},
+	}
+	for _, f := range change {
+		f(&o)
+	}
+	a.Handler = ingestapi.New(o)
+	return a
+}
+
+func verify(_ context.Context, token string) (*auth.Principal, error) {
+	switch token {
+	case "expired":
+		return nil, fmt.Errorf("token: %w", auth.ErrExpired)
+	case "unknown-issuer":
+		return nil, fmt.Errorf("token: %w", auth.ErrUnauthenticated)
+	case "keys-away":
+		return nil, fmt.Errorf("keys: %w", status.ErrUnavailable)
+	case "broken":
+		return nil, errors.New("a secret cause")
+	case "publisher":
+		return &auth.Principal{Subject: token, Claims: map[string]any{"sub": token, "roles": []any{"publisher"}}}, nil
+	}
+	return &auth.Principal{Subject: token, Claims: map[string]any{"sub": token, "roles": []any{}}}, nil
+}
+
+// post makes a request as a caller. Headers are names and values in turn.
+func (a *api) post(caller, body string, headers ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodPost, "/v1/updates", strings.NewReader(body))
+	r.Header.Set("Authorization", "Bearer "+caller)
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Set(headers[i], headers[i+1])
+	}
+	w := httptest.NewRecorder()
+	a.ServeHTTP(w, r)
+	return w
+}
+
+// ids returns the instances that were published, in order.
+func (a *api) ids() (ids []string) {
+	for _, m := range a.published {
+		ids = append(ids, m.Update.Hub+"/"+m.Update.InstanceID)
+	}
+	return ids
+}
+
+// An outcome is the body of any answer.
+type outcome struct {
+	Accepted            int
+	Type, Title, Detail string
+	Field               string
+	Status              int
+	Items               []struct {
+		Index, Status int
+		Title, Detail string
+	}
+}
+
+func read(t *testing.T, w *httptest.ResponseRecorder) (o outcome) {
+	t.Helper()
+	if err := json.Unmarshal(w.Body.Bytes(), &o); err != nil {
+		t.Fatalf("%v in %s", err, w.Body)
+	}
+	return o
+}
+
+// Each form of a body is taken, whatever its media type says.
+func TestEveryFormOfABodyIsTaken(t *testing.T) {
+	bare := func(id string) string { return `{"instanceId":"` + id + `","runtimeStatus":"Running"}` }
+	event := func(id string) string {
+		return `{"specversion":"1.0","type":"durable.status.v1","source":"/t","id":"` + id + `","data":` + bare(id) + `}`
+	}
+	for name, c := range map[string]struct {
+		body, mediaType string
+		want            []string
+	}{
+		"Bare":               {bare("a"), "application/json", []string{"default/a"}},
+		"BareWithoutType":    {bare("a"), "", []string{"default/a"}},
+		"BareWithWrongType":  {bare("a"), "application/cloudevents-batch+json", []string{"default/a"}},
+		"BareWithBrokenType": {bare("a"), ";;;", []string{"default/a"}},
+		"Array":              {"[" + bare("a") + ", " + bare("b") + "]", "application/json", []string{"default/a", "default/b"}},
+		"Event":              {event("a"), "application/cloudevents+json", []string{"default/a"}},
+		"EventBatch":         {"[" + event("a") + "," + event("b") + "]", "application/cloudevents-batch+json", []string{"default/a", "default/b"}},
+		"Lines":              {bare("a") + "\n" + event("b") + "\r\n\n" + bare("c"), "application/x-ndjson", []string{"default/a", "default/b", "default/c"}},
+		"LinesAsJSON":        {bare("a") + "\n" + bare("b") + "\n", "application/json", []string{"default/a", "default/b"}},
+		"OneLine":            {bare("a") + "\n", "application/x-ndjson", []string{"default/a"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAPI(t)
+			w := a.post("publisher", c.body, "Content-Type", c.mediaType)
+			if w.Code != http.StatusAccepted || read(t, w).Accepted != len(c.want) {
+				t.Errorf("got %d %s, want 202 and %d accepted", w.Code, w.Body, len(c.want))
+			}
+			if got := a.ids(); !slices.Equal(got, c.want) {
+				t.Errorf("published %v, want %v", got, c.want)
+			}
+		})
+	}
+}
+
+// What is wrong with a request as a whole is one answer, and nothing of it is
+// published.
+func TestRequestIsRefusedAsAWhole(t *testing.T) {
+	const good = `{"hub":"team","instanceId":"a","runtimeStatus":"Running"}`
+	for name, c := range map[string]struct {
+		caller, body string
+		code         int
+		kind         string // the last part of the problem's type
+	}{
+		"Nothing":          {"publisher", "", 400, "invalid"},
+		"WhiteSpace":       {"publisher", " \n\n ", 400, "invalid"},
+		"NoJSON":           {"publisher", "percent=40", 400, "invalid"},
+		"CutOff":           {"publisher", good[:20], 400, "invalid"},
+		"EmptyArray":       {"publisher", "[]", 400, "invalid"},
+		"TwoOnOneLine":     {"publisher", good + good, 400, "invalid"},
+		"Expired":          {"expired", good, 401, "token-expired"},
+		"UnknownIssuer":    {"unknown-issuer", good, 401, "unauthenticated"},
+		"NoPublisher":      {"nobody", good, 403, "forbidden"},
+		"AnotherHub":       {"team", strings.Replace(good, "team", "other", 1), 403, "forbidden"},
+		"AnothersLabel":    {"u-1", `{"hub":"shared","instanceId":"a","labels":{"owner":"u-2"}}`, 403, "forbidden"},
+		"Invalid":          {"publisher", `{"instanceId":"a/b"}`, 422, "invalid"},
+		"NoUpdate":         {"publisher", `{"id":1}`, 422, "invalid"},
+		"DuplicateName":    {"publisher", `{"instanceId":"a","instanceId":"b"}`, 422, "invalid"},
+		"InvalidUTF8":      {"publisher", "{\"instanceId\":\"a\xff\"}", 422, "invalid"},
+		"HugeNumber":       {"publisher", `{"instanceId":"a","customStatus":1e999}`, 422, "invalid"},
+		"TooDeep":          {"publisher", `{"instanceId":"a","customStatus":` + strings.Repeat("[", 40) + strings.Repeat("]", 40) + `}`, 422, "invalid"},
+		"AllInvalid":       {"publisher", `[{"id":1},{"instanceId":"a","sequence":-1}]`, 422, "invalid"},
+		"LargeUpdate":      {"publisher", `{"instanceId":"a","output":"` + strings.Repeat("x", 300<<10) + `"}`, 413, "too-large"},
+		"LargeBody":        {"publisher", `{"instanceId":"a","output":"` + strings.Repeat("x", 1<<20) + `"}`, 413, "too-large"},
+		"TooManyUpdates":   {"publisher", strings.Repeat(`{"instanceId":"a"}`+"\n", 1001), 413, "too-large"},
+		"BrokenVerifier":   {"broken", good, 500, "internal"},
+		"NoKeysToVerifyBy": {"keys-away", good, 503, "unavailable"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newAPI(t)
+			w := a.post(c.caller, c.body)
+			got := read(t, w)
+			if w.Code != c.code || got.Status != c.code || got.Type != "urn:statusrelay:problem:"+c.kind {
+				t.Errorf("got %d %s, want %d %s", w.Code, w.Body, c.code, c.kind)
+			}
+			if mediaType := w.Header().Get("Content-Type"); mediaType != "application/problem+json" {
+				t.Errorf("got Content-Type %s", mediaType)
+			}
+			if len(a.published) > 0 {
+				t.Errorf("published %v all the same", a.ids())
+			}
+			if (c.code == 401) != (w.Header().Get("WWW-Authenticate") != "") {
+				t.Errorf("got WWW-Authenticate %q", w.Header().Get("WWW-Authenticate"))
+			}
+			if strings.Contains(w.Body.String(), "secret cause") {
+				t.Errorf("the caller is told the cause: %s", w.Body)
+			}
+		})
+	}
+}
+
+func TestCallerWithoutATokenIsToldSo(t *testing.T) {
+	a := newAPI(t)
+	for _, header := range []string{"", "Basic dTpw", "Bearer", "Bearer a b"} {
+		r := httptest.NewRequest(http.MethodPost, "/v1/updates", strings.NewReader(`{"instanceId":"a"}`))
+		if header != "" {
+			r.Header.Set("Authorization", header)
+		}
+		w := httptest.NewRecorder()
+		a.ServeHTTP(w, r)
+		if w.Code != http.StatusUnauthorized || w.Header().Get("WWW-Authenticate") == "" {
+			t.Errorf("%q: got %d with WWW-Authenticate %q, want 401 with one", header, w.Code, w.Header().Get("WWW-Authenticate"))
+		}
+	}
+}
+
+func TestOnlyPostIsTaken(t *testing.T) {
+	a := newAPI(t)
+	for _, method := range []string{http.MethodGet, http.MethodPut, http.MethodDelete, http.MethodOptions} {
+		r := httptest.NewRequest(method, "/v1/updates", nil)
+		w := httptest.NewRecorder()
+		a.ServeHTTP(w, r)
+		if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != http.MethodPost {
+			t.Errorf("%s: got %d, Allow %q", method, w.Code, w.Header().Get("Allow"))
+		}
+	}
+	w := httptest.NewRecorder()
+	a.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/v1/other", nil))
+	if w.Code != http.StatusNotFound || w.Header().Get("Content-Type") != "application/problem+json" {
+		t.Errorf("another path: got %d %s", w.Code, w.Body)
+	}
+}
+
+// One refused update is named with its index and what is wrong with it; the
+// others are published.
+func TestRefusedUpdateDoesNotCostItsNeighbours(t *testing.T) {
+	a := newAPI(t)
+	a.refuse = func(m wire.Message) error {
+		switch m.Update.InstanceID {
+		case "broker-away":
+			return fmt.Errorf("send: %w", status.ErrUnavailable)
+		case "broker-broken":
+			return errors.New("a secret cause")
+		case "broker-limit":
+			return &status.InvalidError{Reason: status.ReasonTooLarge, Detail: "larger than the broker accepts"}
+		}
+		return nil
+	}
+	w := a.post("team", `[
+		{"hub":"team","instanceId":"first"},
+		{"hub":"team","instanceId":"a","sequence":-1},
+		{"hub":"other","instanceId":"a"},
+		{"nothing":1},
+		7,
+		{"hub":"team","instanceId":"broker-away"},
+		{"hub":"team","instanceId":"broker-broken"},
+		{"hub":"team","instanceId":"broker-limit"},
+		{"hub":"team","instanceId":"last"}
+	]`)
+	if w.Code != http.StatusMultiStatus {
+		t.Fatalf("got %d %s, want 207", w.Code, w.Body)
+	}
+	if got, want := a.ids(), []string{"team/first", "team/last"}; !slices.Equal(got, want) {
+		t.Errorf("published %v, want %v", got, want)
+	}
+	got := read(t, w)
+	if got.Accepted != 2 {
+		t.Errorf("accepted %d, want 2", got.Accepted)
+	}
+	want := []struct {
+		code   int
+		detail string
+	}{{202, ""}, {422, "sequence: not an integer"}, {403, ""}, {422, "neither"}, {422, "not a JSON object"}, {503, ""}, {500, ""}, {413, "broker accepts"}, {202, ""}}
+	if len(got.Items) != len(want) {
+		t.Fatalf("got %d items, want %d", len(got.Items), len(want))
+	}
+	for i, it := range got.Items {
+		if it.Index != i || it.Status != want[i].code || it.Title == "" || !strings.Contains(it.Detail, want[i].detail) {
+			t.Errorf("item %d: got %+v, want %d %q", i, it, want[i].code, want[i].detail)
+		}
+	}
+	if strings.Contains(w.Body.String(), "secret cause") {
+		t.Errorf("the caller is told the cause: %s", w.Body)
+	}
+}
+
+// A broker that is away is told as 503 with a time to come back, for one update
+// and for many.
+func TestBrokerAwayIs503(t *testing.T) {
+	a := newAPI(t)
+	a.refuse = func(wire.Message) error { return fmt.Errorf("send: %w", status.ErrUnavailable) }
+	for _, body := range []string{`{"instanceId":"a"}`, `[{"instanceId":"a"},{"instanceId":"b"}]`} {
+		w := a.post("publisher", body)
+		if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
+			t.Errorf("got %d with Retry-After %q, want 503 with one", w.Code, w.Header().Get("Retry-After"))
+		}
+	}
+}
+
+// A caller beyond its rate is told when to come back, costs others nothing, and
+// is served then.
+func TestRateIsPerCaller(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	a := newAPI(t, func(o *ingestapi.Options) {
+		o.Rate, o.Burst, o.Now = 1, 3, func() time.Time { return now }
+	})
+	const three = `[{"hub":"team","instanceId":"a"},{"hub":"team","instanceId":"b"},{"hub":"team","instanceId":"c"}]`
+	if w := a.post("publisher", three); w.Code != http.StatusAccepted {
+		t.Fatalf("got %d, want 202", w.Code)
+	}
+	w := a.post("publisher", three)
+	if w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "3" {
+		t.Errorf("got %d with Retry-After %q, want 429 with 3", w.Code, w.Header().Get("Retry-After"))
+	}
+	if w := a.post("team", three); w.Code != http.StatusAccepted {
+		t.Errorf("another caller: got %d, want 202", w.Code)
+	}
+	now = now.Add(3 * time.Second)
+	if w := a.post("publisher", three); w.Code != http.StatusAccepted {
+		t.Errorf("3 s later: got %d, want 202", w.Code)
+	}
+	// What can never fit the burst is let in when the burst is full.
+	now = now.Add(time.Hour)
+	if w := a.post("publisher", strings.Repeat(`{"instanceId":"a"}`+"\n", 50)); w.Code != http.StatusAccepted {
+		t.Errorf("more than the burst: got %d, want 202", w.Code)
+	}
+}
+
+// Many callers do not make the limiter forget who is beyond its rate for as long as
+// others can be forgotten.
+func TestManyCallersAreBounded(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	a := newAPI(t, func(o *ingestapi.Options) {
+		o.Rate, o.Burst, o.Now = 1, 1, func() time.Time { return now }
+	})
+	for i := range 9_999 {
+		a.post(fmt.Sprintf("caller-%d", i), `{"hub":"team","instanceId":"a"}`)
+	}
+	now = now.Add(time.Minute) // all of them could be forgotten
+	if w := a.post("team", `{"hub":"team","instanceId":"a"}`); w.Code != http.StatusAccepted {
+		t.Fatalf("got %d, want 202", w.Code)
+	}
+	a.post("one-too-many", `{"hub":"team","instanceId":"a"}`)
+	if w := a.post("team", `{"hub":"team","instanceId":"a"}`); w.Code != http.StatusTooManyRequests {
+		t.Errorf("got %d, want 429: the limiter has forgotten a caller in arrears", w.Code)
+	}
+}
+
+// The trace of the request is that of updates that have none of their own.
+func TestTraceOfTheRequestIsPassedOn(t *testing.T) {
+	const own, request = "00-11111111111111111111111111111111-1111111111111111-01", "00-22222222222222222222222222222222-2222222222222222-01"
+	a := newAPI(t)
+	a.post("publisher", `[{"instanceId":"a"},{"specversion":"1.0","traceparent":"`+own+`","data":{"instanceId":"b"}}]`, "Traceparent", request)
+	if len(a.published) != 2 || a.published[0].Traceparent != request || a.published[1].Traceparent != own {
+		t.Errorf("published %+v", a.published)
+	}
+}
+
+// The configured limits are the limits.
+func TestLimitsAreConfigurable(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	a := newAPI(t, func(o *ingestapi.Options) {
+		o.MaxBodyBytes, o.MaxUpdates, o.DefaultHub, o.Metrics = 200, 2, "mine", registry
+	})
+	if w := a.post("publisher", strings.Repeat(" ", 200)+`{"instanceId":"a"}`); w.Code != http.StatusRequestEntityTooLarge {
+		t.Errorf("a body of more than 200 bytes: got %d, want 413", w.Code)
+	}
+	if w := a.post("publisher", strings.Repeat(`{"instanceId":"a"}`+"\n", 3)); w.Code != http.StatusRequestEntityTooLarge {
+		t.Errorf("three updates: got %d, want 413", w.Code)
+	}
+	a.post("publisher", `{"instanceId":"a"}`)
+	if got, want := a.ids(), []string{"mine/a"}; !slices.Equal(got, want) {
+		t.Errorf("published %v, want %v", got, want)
+	}
+	families, err := registry.Gather()
+	if err != nil || len(families) != 1 || families[0].GetMetric()[0].GetCounter().GetValue() != 1 {
+		t.Errorf("got metrics %v, %v, want one update counted", families, err)
+	}
+}
