@@ -8,14 +8,14 @@ import (
 )
 
 // answer has a frame written before any status. A client that makes the server answer more than it reads is closed.
-func (s *socket) answer(frame []byte) {
+func (s *socket) answer(kind int, frame []byte) {
 	s.mu.Lock()
 	if s.ended || s.closing != nil {
 		s.mu.Unlock()
 		return
 	}
-	s.answers = append(s.answers, frame)
-	if s.answersBytes += len(frame); s.answersBytes > maxAnswers {
+	s.answers = append(s.answers, answer{kind, frame})
+	if s.waiting += int32(len(frame)) + answerCost; s.waiting > maxAnswers {
 		s.closing = closeUnread
 	}
 	s.startAndUnlock()
@@ -48,8 +48,12 @@ func (s *socket) startAndUnlock() {
 // is the only writer of data frames, and ends when there is nothing left; after an error, or the close frame, it leaves
 // writing set, so that there is no other.
 func (s *socket) drain() {
-	defer s.server.goroutines.Done()
-	defer s.contain(false)
+	defer func() {
+		if cause := recover(); cause != nil {
+			s.contain(cause)
+		}
+		s.server.goroutines.Done()
+	}()
 	for {
 		s.mu.Lock()
 		switch {
@@ -58,30 +62,33 @@ func (s *socket) drain() {
 			return
 		case len(s.answers) > 0:
 			answers := s.answers
-			s.answers, s.answersBytes = nil, 0
+			s.answers, s.waiting = nil, 0
 			s.mu.Unlock()
-			for _, frame := range answers {
-				if !s.write(time.Now(), frame) {
+			for _, a := range answers {
+				if !s.write(a.kind, a.frame) {
 					return
 				}
 			}
 		case s.closing != nil:
-			closing := s.closing
+			message := websocket.FormatCloseMessage(int(s.closing.code), s.closing.reason)
 			s.mu.Unlock()
-			s.writeClose(closing)
+			// The client has some time to say the same. Setting a deadline fails on a closed connection, as the read does.
+			if s.write(websocket.CloseMessage, message) {
+				_ = s.conn.SetReadDeadline(time.Now().Add(s.server.o.CloseTimeout))
+			}
 			return
-		case s.ping:
-			s.ping = false
+		case s.pingDue:
+			s.pingDue = false
 			s.mu.Unlock()
-			if !s.wrote(s.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(s.server.o.WriteTimeout))) {
+			if !s.write(websocket.PingMessage, nil) {
 				return
 			}
 		case s.woken != nil:
-			w := s.woken
-			if s.woken = w.next; s.woken == nil {
-				s.last = nil
+			w := s.woken.next
+			if s.woken.next = w.next; s.woken == w {
+				s.woken = nil
 			}
-			w.next, w.queued = nil, false
+			w.next = nil
 			closed := w.closed
 			s.mu.Unlock()
 			if !closed && !w.deliver(time.Now()) {
@@ -95,11 +102,15 @@ func (s *socket) drain() {
 	}
 }
 
-// write writes a frame to this client alone. Like all that write, it reports whether that was possible.
-func (s *socket) write(now time.Time, frame []byte) bool {
-	_ = s.conn.SetWriteDeadline(now.Add(s.server.o.WriteTimeout)) // cannot fail: it sets a field
+// write writes a frame to this client alone. Like all that write, it reports whether the socket can still be written to.
+func (s *socket) write(kind int, frame []byte) bool {
+	deadline := time.Now().Add(s.server.o.WriteTimeout)
+	if kind != websocket.TextMessage {
+		return s.wrote(s.conn.WriteControl(kind, frame, deadline))
+	}
+	_ = s.conn.SetWriteDeadline(deadline) // cannot fail: it sets a field
 	s.server.metrics.sent.Inc()
-	return s.wrote(s.conn.WriteMessage(websocket.TextMessage, frame))
+	return s.wrote(s.conn.WriteMessage(kind, frame))
 }
 
 // writePrepared writes a frame that is shared with others.
@@ -119,13 +130,4 @@ func (s *socket) wrote(err error) bool {
 		s.conn.Close()
 	}
 	return false
-}
-
-// writeClose says goodbye and gives the client time to say the same.
-func (s *socket) writeClose(c *closure) {
-	now := time.Now()
-	message := websocket.FormatCloseMessage(int(c.code), c.reason)
-	if s.wrote(s.conn.WriteControl(websocket.CloseMessage, message, now.Add(s.server.o.WriteTimeout))) {
-		_ = s.conn.SetReadDeadline(now.Add(s.server.o.CloseTimeout)) // fails on a closed connection, as the read has
-	}
 }

@@ -153,7 +153,7 @@ func (s *Server) open(conn *websocket.Conn, who *auth.Principal) {
 		so.enter(who, "")
 	}
 	s.mu.Lock()
-	so.index = len(s.sockets)
+	so.index = int32(len(s.sockets)) // MaxSockets is far below 2^31
 	s.sockets = append(s.sockets, so)
 	closing := s.closing
 	s.mu.Unlock()

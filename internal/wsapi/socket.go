@@ -50,29 +50,37 @@ const maxStrikes = 3
 // the drain: a goroutine that is there while something is to be written; by the server's sweep; and, through
 // the watches, by the hub.
 //
-// There may be tens of thousands, of which most are idle: what is not needed then is allocated when it is.
+// There may be tens of thousands, of which most are idle: what is not needed then is allocated when it is, and the order of
+// the fields leaves no holes.
 type socket struct {
-	server *Server // set once
-	conn   *websocket.Conn
-	opened int64 // in unix nanoseconds
+	server *Server         // set once
+	conn   *websocket.Conn // set once
+	opened int64           // set once; unix nanoseconds
 
 	principal atomic.Pointer[auth.Principal] // nil until it is known who this is; set by the reader
 
-	index    int   // guarded by server.mu
 	nextPing int64 // owned by the sweep; unix nanoseconds
+	credit   int64 // owned by the reader: unix nanoseconds until which its frames are paid for
+	index    int32 // guarded by server.mu
 
-	credit  int64 // owned by the reader: unix nanoseconds until which its frames are paid for
-	strikes uint8 // owned by the reader: bad frames in a row
+	waiting int32       // guarded by mu: bytes of answers
+	heard   atomic.Bool // a pong has come since the last sweep
+	strikes uint8       // owned by the reader: bad frames in a row
+	writing bool        // guarded by mu: there is a drain, or must never be one again
+	pingDue bool        // guarded by mu
+	ended   bool        // guarded by mu: the reader has ended
 
-	mu           sync.Mutex
-	writing      bool      // there is a drain, or must never be one again
-	ping         bool      // one is to be written
-	ended        bool      // the reader has ended
-	closing      *closure  // not nil: what is to be written last
-	answers      [][]byte  // to be written before anything else
-	answersBytes int       // their size
-	woken, last  *watch    // list of the watches that have something pending
-	watches      watchList // written by the reader only, which may read it without mu
+	mu      sync.Mutex
+	closing *closure  // guarded by mu; not nil: what is to be written last
+	answers []answer  // guarded by mu: to be written before anything else
+	woken   *watch    // guarded by mu: the last of a ring of the watches that have something pending
+	watches watchList // guarded by mu; written by the reader only, which may read it without
+}
+
+// An answer is a frame that a client has asked for.
+type answer struct {
+	kind  int
+	frame []byte
 }
 
 // enter lets the principal in, or replaces it by one with a newer token.
@@ -80,37 +88,43 @@ func (s *socket) enter(who *auth.Principal, ref string) {
 	if s.principal.Swap(who) == nil {
 		s.conn.SetReadLimit(int64(s.server.o.MaxFrameBytes))
 	}
-	s.answer(s.server.welcomeFrame(who, ref))
+	s.answer(websocket.TextMessage, s.server.welcomeFrame(who, ref))
 }
 
-// read reads one frame, handles it, and leaves the next one to a goroutine with a fresh stack: handling a frame makes a
-// stack several times as large as waiting for one needs, and it would stay so while the socket is idle.
+// read waits for a frame, and leaves the next one to a goroutine with a fresh stack. While it waits, all frames from here
+// down have to fit in the smallest stack there is, 2 KiB; so nothing else is on it, and what gorilla calls for pings and pongs
+// does next to nothing. Handling a frame makes a stack several times as large, which would never shrink again.
 func (s *socket) read() {
-	defer s.server.goroutines.Done()
-	defer s.contain(true)
-	kind, frame, err := s.next()
+	defer s.leave()
+	kind, r, err := s.conn.NextReader()
+	s.receive(kind, r, err)
+}
+
+func (s *socket) receive(kind int, r io.Reader, err error) {
 	if err != nil {
 		s.end(err)
 		return
 	}
-	s.handle(kind, frame)
+	// The first byte is there: now is the time for a buffer.
+	frame := s.server.buffers.Get().(*bytes.Buffer)
+	defer s.server.buffers.Put(frame)
+	frame.Reset()
+	if _, err := frame.ReadFrom(r); err != nil {
+		s.end(err)
+		return
+	}
+	s.handle(kind, frame.Bytes())
 	s.server.goroutines.Add(1)
 	go s.read()
 }
 
-// next waits for a data frame. Buffers are taken when its first byte is there, and given back by handle.
-func (s *socket) next() (kind int, frame *bytes.Buffer, err error) {
-	kind, r, err := s.conn.NextReader()
-	if err != nil {
-		return 0, nil, err
+// leave ends a goroutine that reads.
+func (s *socket) leave() {
+	defer s.server.goroutines.Done()
+	if cause := recover(); cause != nil && s.contain(cause) {
+		s.server.goroutines.Add(1)
+		go s.read() // to find the connection closed, and end
 	}
-	frame = s.server.buffers.Get().(*bytes.Buffer)
-	frame.Reset()
-	if _, err := frame.ReadFrom(r); err != nil {
-		s.server.buffers.Put(frame)
-		return 0, nil, err
-	}
-	return kind, frame, nil
 }
 
 // end is the end of the reader, and of the socket.
@@ -126,7 +140,7 @@ func (s *socket) end(err error) {
 	s.mu.Lock()
 	s.ended = true
 	closing, watches := s.closing, s.watches
-	s.watches, s.answers, s.woken, s.last = watchList{}, nil, nil, nil
+	s.watches, s.answers, s.woken = watchList{}, nil, nil
 	s.mu.Unlock()
 	for w := range watches.all {
 		w.Close()
@@ -148,24 +162,16 @@ func gone(err error) bool {
 	return errors.As(err, &ne) || errors.As(err, &ce) || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)
 }
 
-// contain keeps a panic of the reader, or of the drain, to this socket.
-func (s *socket) contain(reader bool) {
-	cause := recover()
-	if cause == nil {
-		return
-	}
+// contain keeps a panic to this socket, and reports whether the reader has still to be ended.
+func (s *socket) contain(cause any) bool {
 	s.server.log.Error("panic in a websocket", "panic", cause, "stack", string(debug.Stack()))
 	message := websocket.FormatCloseMessage(int(closeInternal.code), closeInternal.reason)
 	_ = s.conn.WriteControl(websocket.CloseMessage, message, time.Now().Add(time.Second))
-	s.mu.Lock()
-	s.closing = closeInternal
-	ended := s.ended
-	s.mu.Unlock()
 	s.conn.Close()
-	if reader && !ended {
-		s.server.goroutines.Add(1)
-		go s.read() // to find the connection closed, and end
-	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closing = closeInternal
+	return !s.ended
 }
 
 // allow charges the client for one frame (GCRA: credit is when it will be even).
@@ -183,27 +189,20 @@ func (s *socket) allow() bool {
 	return true
 }
 
+// pinged has the drain answer: a write needs a larger stack than the reader has, and there is one writer.
 func (s *socket) pinged(data string) error {
-	if !s.allow() {
-		return nil
+	if s.allow() {
+		s.answer(websocket.PongMessage, []byte(data))
 	}
-	err := s.conn.WriteControl(websocket.PongMessage, []byte(data), time.Now().Add(time.Second))
-	if errors.Is(err, websocket.ErrCloseSent) {
-		return nil
-	}
-	return err
+	return nil
 }
 
+// ponged has the next sweep renew the read deadline.
 func (s *socket) ponged(string) error {
-	if !s.allow() {
-		return nil
+	if s.allow() {
+		s.heard.Store(true)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closing != nil {
-		return nil // the deadline is that of the client's close frame
-	}
-	return s.conn.SetReadDeadline(time.Now().Add(s.server.silence()))
+	return nil
 }
 
 // silence is for how long nothing may be heard of a client.
@@ -226,17 +225,23 @@ func (s *socket) sweep(now time.Time) {
 	case who.Expired(now):
 		s.fail(closeExpired)
 	}
+	if s.heard.Swap(false) {
+		s.mu.Lock()
+		if s.closing == nil { // else the deadline is that of the client's close frame
+			_ = s.conn.SetReadDeadline(now.Add(s.server.silence())) // fails on a closed connection, as the read does
+		}
+		s.mu.Unlock()
+	}
 	if now.UnixNano() >= s.nextPing {
 		s.nextPing = now.Add(s.server.pingPause()).UnixNano()
 		s.mu.Lock()
-		s.ping = true
+		s.pingDue = true
 		s.startAndUnlock()
 	}
 }
 
 // handle answers a data frame.
-func (s *socket) handle(kind int, frame *bytes.Buffer) {
-	defer s.server.buffers.Put(frame)
+func (s *socket) handle(kind int, frame []byte) {
 	s.mu.Lock()
 	closing := s.closing != nil
 	s.mu.Unlock()
@@ -247,7 +252,7 @@ func (s *socket) handle(kind int, frame *bytes.Buffer) {
 		s.misuse(invalid("", "not a text frame"), "")
 		return
 	}
-	r, err := decode(frame.Bytes(), s.server.o.DefaultHub)
+	r, err := decode(frame, s.server.o.DefaultHub)
 	switch {
 	case s.principal.Load() == nil && r.Type != typeAuth:
 		s.problem(auth.ErrUnauthenticated, r.Ref)
@@ -269,7 +274,7 @@ func (s *socket) handle(kind int, frame *bytes.Buffer) {
 }
 
 func (s *socket) problem(err error, ref string) {
-	s.answer(problemFrame(problem.Of(err), ref))
+	s.answer(websocket.TextMessage, problemFrame(problem.Of(err), ref))
 }
 
 // misuse answers a frame that can never succeed.

@@ -19,8 +19,7 @@ type watch struct {
 	hub.Watch
 	socket *socket // set once
 
-	next   *watch // guarded by socket.mu: the next that was woken
-	queued bool   // guarded by socket.mu: is in that list
+	next   *watch // guarded by socket.mu: the next in the ring of those that were woken, nil if it is not in there
 	closed bool   // guarded by socket.mu
 
 	// owned by the drain
@@ -99,10 +98,10 @@ func (s *socket) watch(r request) {
 		}
 	}
 	if s.watches.len()+added > s.server.o.MaxWatches {
-		s.answer(problemFrame(problem.TooMany(0), r.Ref))
+		s.answer(websocket.TextMessage, problemFrame(problem.TooMany(0), r.Ref))
 		return
 	}
-	s.answer(listFrame(typeWatching, r.Ref, r.Instances))
+	s.answer(websocket.TextMessage, listFrame(typeWatching, r.Ref, r.Instances))
 	for i := range r.Instances {
 		in := &r.Instances[i]
 		s.closeWatch(in.key())
@@ -119,7 +118,7 @@ func (s *socket) unwatch(r request) {
 	for i := range r.Instances {
 		s.closeWatch(r.Instances[i].key())
 	}
-	s.answer(listFrame(typeUnwatched, r.Ref, r.Instances))
+	s.answer(websocket.TextMessage, listFrame(typeUnwatched, r.Ref, r.Instances))
 }
 
 // closeWatch closes the watch of an instance if there is one. Frames of it that have not been started are not
@@ -150,14 +149,13 @@ func (s *socket) reassess() {
 func (w *watch) Wake() {
 	s := w.socket
 	s.mu.Lock()
-	if !w.queued {
-		w.queued = true
-		if s.last == nil {
-			s.woken = w
+	if w.next == nil {
+		if s.woken == nil {
+			w.next = w
 		} else {
-			s.last.next = w
+			w.next, s.woken.next = s.woken.next, w
 		}
-		s.last = w
+		s.woken = w
 	}
 	s.startAndUnlock()
 }
@@ -180,7 +178,7 @@ func (w *watch) deliver(now time.Time) bool {
 	w.judged = true
 	a := w.decide(s.server.o.Policy(), who, snapshot)
 	if a == nil {
-		return w.takeBack(now, snapshot, first)
+		return w.takeBack(snapshot, first)
 	}
 	f := s.server.frame(snapshot, a)
 	switch {
@@ -199,12 +197,12 @@ func (w *watch) deliver(now time.Time) bool {
 	// The same version looks different, or can be seen again, because the client's rights have changed. It would take a
 	// version that it has already for an old one.
 	w.sent++
-	return s.write(now, statusFrame(w.Key(), w.sent, a.View(snapshot.Record).JSON))
+	return s.write(websocket.TextMessage, statusFrame(w.Key(), w.sent, a.View(snapshot.Record).JSON))
 }
 
 // takeBack tells a client that has a view that there is none any more. One that says that it has one is told the same of
 // what never existed and of what it may not see, in the same words.
-func (w *watch) takeBack(now time.Time, snapshot *hub.Snapshot, first bool) bool {
+func (w *watch) takeBack(snapshot *hub.Snapshot, first bool) bool {
 	if !w.shown && !(first && w.sent > 0) {
 		return true
 	}
@@ -213,7 +211,7 @@ func (w *watch) takeBack(now time.Time, snapshot *hub.Snapshot, first bool) bool
 		w.sent = max(w.sent, snapshot.Version)
 	}
 	w.shown, w.digest = false, 0
-	return w.socket.write(now, goneFrame(w.Key(), w.sent))
+	return w.socket.write(websocket.TextMessage, goneFrame(w.Key(), w.sent))
 }
 
 // decide returns the audience that may see the snapshot, or nil. A decision is kept for as long as nothing changes that

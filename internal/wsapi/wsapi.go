@@ -79,11 +79,13 @@ const (
 	maxUnauthenticatedFrame = 8 << 10
 	// maxAnswers is how many bytes of answers may wait for a client that asks and does not read.
 	maxAnswers = 64 << 10
+	// answerCost is what an answer counts besides its bytes.
+	answerCost = 64
 	// sweepInterval is how exact expiry, the time to authenticate and pings are.
 	sweepInterval = time.Second
 	// readBuffer and writeBuffer are the sizes of buffers in bytes. Every socket has the one; the others are shared, and
 	// a frame that does not fit is written with one system call all the same.
-	readBuffer  = 256
+	readBuffer  = 128
 	writeBuffer = 1 << 10
 )
 
