@@ -262,9 +262,8 @@ type watcher struct {
 	changed chan struct{}        // closed at the next frame
 	newest  map[status.Key]frame // status or gone
 	frames  int                  // status and gone
-	raw     []string             // what it was sent, when keepRaw
-	keepRaw bool
-	ended   error // why there are no more frames
+	raw     strings.Builder      // all that it was sent, when the world keeps that
+	ended   error                // why there are no more frames
 }
 
 // watch opens a socket and watches instances on it.
@@ -328,7 +327,7 @@ func (v *watcher) read() {
 
 func (v *watcher) accept(text []byte) error {
 	if v.keepRaw {
-		v.raw = append(v.raw, string(text))
+		v.raw.Write(text)
 	}
 	var f frame
 	if err := json.Unmarshal(text, &f); err != nil {
@@ -392,4 +391,11 @@ func (v *watcher) end() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.ended
+}
+
+// everything returns all that the watcher was sent.
+func (v *watcher) everything() string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.raw.String()
 }

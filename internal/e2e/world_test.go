@@ -49,6 +49,8 @@ type world struct {
 	logs       *logs // of every replica in this process, at level debug
 
 	operator, customer, publisher string // tokens
+
+	keepRaw bool // watchers keep all that they are sent
 }
 
 // newWorld makes a world with the bus, or one with the default locks if it is nil.
