@@ -47,15 +47,17 @@ generate: ## write the generated documents
 	go test ./docs -update
 
 .PHONY: tidy
-tidy: ## go mod tidy, in both modules
+tidy: ## go mod tidy, in all three modules
 	go mod tidy
 	cd deploy && go mod tidy
+	cd tools && go mod tidy
 
 .PHONY: modules
 modules: ## go.mod and go.sum are complete, minimal and unharmed
 	go mod verify
 	go mod tidy -diff
 	cd deploy && go mod tidy -diff
+	cd tools && go mod tidy -diff
 
 .PHONY: test
 test: .tools/gotestsum ## all tests with the race detector; installs what they need
