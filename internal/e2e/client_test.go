@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 	"github.com/gorilla/websocket"
@@ -264,6 +265,7 @@ type watcher struct {
 	frames  int                  // status and gone
 	raw     strings.Builder      // all that it was sent, when the world keeps that
 	ended   error                // why there are no more frames
+	endedAt time.Time
 }
 
 // watch opens a socket and watches instances on it.
@@ -315,7 +317,9 @@ func (v *watcher) read() {
 		if err == nil {
 			err = v.accept(text)
 		}
-		v.ended = err
+		if v.ended = err; err != nil {
+			v.endedAt = time.Now()
+		}
 		close(v.changed)
 		v.changed = make(chan struct{})
 		v.mu.Unlock()
