@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,9 +37,10 @@ type world struct {
 	bus     *devbus.Bus
 	metrics *prometheus.Registry
 
+	cut func(n int) int // after how many writes connection n (0, 1, …) breaks; set before the first
+
 	mu    sync.Mutex
-	dials []time.Time
-	conns []*wire
+	dials int
 }
 
 func inWorld(t *testing.T, o devbus.Options, test func(w *world)) {
@@ -63,22 +65,15 @@ func inWorld(t *testing.T, o devbus.Options, test func(w *world)) {
 	})
 }
 
-// wire is the client's end of a connection.
+// wire is the client's end of a connection that breaks after so many writes, unless they start below 1.
 type wire struct {
 	net.Conn
-	mu   sync.Mutex
-	sent int
-	cut  int // connection breaks after so many writes; 0: never
+	left atomic.Int64
 }
 
 func (c *wire) Write(b []byte) (int, error) {
-	c.mu.Lock()
-	c.sent++
-	broken := c.cut > 0 && c.sent >= c.cut
-	c.mu.Unlock()
-	if broken {
+	if c.left.Add(-1) == 0 {
 		c.Close()
-		return 0, net.ErrClosed
 	}
 	return c.Conn.Write(b)
 }
@@ -87,10 +82,12 @@ func (w *world) dial(context.Context) (net.Conn, error) {
 	client, server := net.Pipe()
 	go w.bus.ServeConn(context.WithoutCancel(w.ctx), server)
 	c := &wire{Conn: client}
-	w.mu.Lock()
+	w.mu.Lock() // the SDK dials from any goroutine
 	defer w.mu.Unlock()
-	w.dials = append(w.dials, time.Now())
-	w.conns = append(w.conns, c)
+	if w.cut != nil {
+		c.left.Store(int64(w.cut(w.dials)))
+	}
+	w.dials++
 	return c, nil
 }
 
@@ -98,7 +95,7 @@ func (w *world) dial(context.Context) (net.Conn, error) {
 func (w *world) connections() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return len(w.dials)
+	return w.dials
 }
 
 func (w *world) options() servicebus.Options {

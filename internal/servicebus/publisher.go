@@ -140,9 +140,12 @@ func (p *Publisher) Publish(ctx context.Context, out []Outgoing) []error {
 	if len(out) == 0 {
 		return c.errs
 	}
+	items := make([]*item, len(out))
 	for i := range out {
-		p.enqueue(&out[i], c, i)
+		c.errs[i] = errPending
+		items[i] = &item{message: envelope(&out[i]), size: int64(len(out[i].Body)), call: c, index: i}
 	}
+	p.enqueue(items)
 	select {
 	case <-c.done:
 	case <-ctx.Done():
@@ -182,27 +185,26 @@ func (p *Publisher) count(err error) {
 	}
 }
 
-// enqueue puts an update in its instance's lane and sees to it that the lane moves.
-func (p *Publisher) enqueue(out *Outgoing, c *call, index int) {
-	it := &item{message: envelope(out), size: int64(len(out.Body)), call: c, index: index}
-	c.errs[index] = errPending
-
+// enqueue puts items in their instances' lanes and sees to it that the lanes move.
+func (p *Publisher) enqueue(items []*item) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case p.closed:
-		it.finish(fmt.Errorf("publisher closed: %w", status.ErrUnavailable))
-		return
-	case p.queued+it.size > p.o.MaxQueuedBytes:
-		it.finish(fmt.Errorf("too much waits to be published: %w", status.ErrUnavailable))
-		return
-	}
-	p.queued += it.size
-	l := &p.lanes[maphash.String(p.seed, *it.message.SessionID)%uint64(len(p.lanes))]
-	l.pending = append(l.pending, it)
-	if !l.busy {
-		l.busy = true
-		p.sending.Go(func() { p.run(l) })
+	for _, it := range items {
+		switch {
+		case p.closed:
+			it.finish(fmt.Errorf("publisher closed: %w", status.ErrUnavailable))
+			continue
+		case p.queued+it.size > p.o.MaxQueuedBytes:
+			it.finish(fmt.Errorf("too much waits to be published: %w", status.ErrUnavailable))
+			continue
+		}
+		p.queued += it.size
+		l := &p.lanes[maphash.String(p.seed, *it.message.SessionID)%uint64(len(p.lanes))]
+		l.pending = append(l.pending, it)
+		if !l.busy {
+			l.busy = true
+			p.sending.Go(func() { p.run(l) })
+		}
 	}
 }
 

@@ -293,10 +293,12 @@ func (r *run) attempt(ms []*message) (unavailable []*message) {
 	}
 	for i, m := range ms {
 		v := verdictOf(errs[i])
-		switch v.outcome {
-		case hold:
+		switch {
+		case v.outcome == hold:
 			unavailable = append(unavailable, m)
-		case abandon:
+		case v.outcome == abandon && r.work.Err() != nil:
+			r.leave(m) // it was told to stop, which is no fault of the message
+		case v.outcome == abandon:
 			r.o.Logger.Error("service bus: message given back", "messageId", m.received.MessageID,
 				"deliveryCount", m.received.DeliveryCount, "error", errs[i])
 			r.pausing.Go(func() {

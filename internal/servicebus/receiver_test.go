@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -434,11 +433,7 @@ func TestConnectionCutWhileSettlingLosesNothing(t *testing.T) {
 		var h recorder
 		o := w.options()
 		o.MaxBatch, o.Settlers = 100, 4
-		o.NewConn = func(ctx context.Context) (c net.Conn, err error) {
-			c, err = w.dial(ctx)
-			c.(*wire).cut = 150 // writes: in the midst of the dispositions
-			return c, err
-		}
+		w.cut = func(int) int { return 150 } // writes: in the midst of the dispositions
 		w.receive(o, h.handle)
 		w.untilCompleted(300)
 		if got := w.stats(from); got.DeadLettered != 0 {
@@ -637,13 +632,8 @@ func TestManyMessagesSurviveRandomDrops(t *testing.T) {
 		random := rand.New(rand.NewPCG(1, 2))
 		w.send(numbered(n)...)
 		handled := make(map[string]bool)
-		o := w.options()
-		o.NewConn = func(ctx context.Context) (c net.Conn, err error) {
-			c, err = w.dial(ctx)
-			c.(*wire).cut = 50 + random.IntN(1000)
-			return c, err
-		}
-		_, stop := w.receive(o, func(_ context.Context, batch []servicebus.Message) []error {
+		w.cut = func(int) int { return 50 + random.IntN(1000) }
+		_, stop := w.receive(w.options(), func(_ context.Context, batch []servicebus.Message) []error {
 			for _, m := range batch {
 				handled[string(m.Body)] = true
 			}
