@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
@@ -165,13 +166,14 @@ func TestHeldMessagesAreReleasedInTheOrderAskedFor(t *testing.T) {
 		h.bus.Faults().Hold(queue)
 		h.send(h.sender(queue), "a", "b", "c", "d")
 		r := h.receiver(nil)
-		ctx, cancel := context.WithTimeout(h.ctx, time.Second)
-		defer cancel()
-		if ms, err := r.ReceiveMessages(ctx, 4, nil); err == nil {
-			t.Errorf("got %v while held", bodies(ms))
+		received := make(chan []string)
+		go func() { received <- bodies(h.receive(r, 4)) }()
+		synctest.Wait()
+		if st := h.stats(queue); st.Active != 4 {
+			t.Errorf("while held: %+v", st)
 		}
 		h.bus.Faults().Release(queue, devbus.Reversed)
-		got := bodies(h.receive(r, 4))
+		got := <-received
 		if want := []string{"d", "c", "b", "a"}; !slices.Equal(got, want) {
 			t.Errorf("got %v, want %v", got, want)
 		}

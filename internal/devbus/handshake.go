@@ -77,8 +77,8 @@ func (c *conn) expectHeader(want [8]byte) error {
 		return err
 	}
 	if got != want {
-		_, err := c.nc.Write(want[:]) // part 2.2: say what would have been right, then close
-		return errors.Join(fmt.Errorf("protocol header % x", got), err)
+		_, _ = c.nc.Write(want[:]) // part 2.2: say what would have been right, then close, heard or not
+		return fmt.Errorf("protocol header % x", got)
 	}
 	return nil
 }
