@@ -335,6 +335,26 @@ func TestSendsThatFailForLongAreUnavailable(t *testing.T) {
 	}
 }
 
+// The SDK renews tokens in the background, every five minutes, without a pause between attempts if its retries are switched
+// off: then this test never ends.
+func TestIdlePublisherDoesNotCallABrokerThatIsAwayInALoop(t *testing.T) {
+	inWorld(t, devbus.Options{}, func(w *world) {
+		p := w.publisher(w.options())
+		if err := p.Connect(w.ctx); err != nil {
+			t.Fatal(err)
+		}
+		w.bus.Faults().RefuseConnections(true)
+		w.bus.DropConnections()
+		before := w.connections()
+		<-time.After(6 * time.Minute)
+		if n := w.connections() - before; n == 0 || n > 600 {
+			t.Errorf("%d connections in the minute after the tokens were due", n)
+		}
+		w.bus.Faults().RefuseConnections(false)
+		wantAllNil(t, p.Publish(w.ctx, several("i", 1)))
+	})
+}
+
 func TestMissingEntityAndRightsAreSaid(t *testing.T) {
 	for name, c := range map[string]struct {
 		fault func(f *devbus.Faults)

@@ -549,6 +549,24 @@ func TestReceiverBacksOffWhileTheBrokerRefusesLinks(t *testing.T) {
 	}
 }
 
+func TestBackOffStartsAnewOnceALineHasWorked(t *testing.T) {
+	inWorld(t, devbus.Options{}, func(w *world) {
+		w.bus.Faults().RefuseLinks(from, "amqp:internal-error")
+		w.receive(w.options(), (&recorder{}).handle)
+		<-time.After(10 * time.Minute)
+		w.bus.Faults().RefuseLinks(from, "")
+		w.send("m")
+		w.untilCompleted(1)
+		began := time.Now()
+		w.bus.DropConnections()
+		w.send("m")
+		w.untilCompleted(2)
+		if d := time.Since(began); d > time.Second {
+			t.Errorf("it took %v to reconnect", d)
+		}
+	})
+}
+
 func TestReceiverBacksOffWhileTheBrokerDetachesEveryLink(t *testing.T) {
 	inWorld(t, devbus.Options{}, func(w *world) {
 		var h recorder
@@ -601,28 +619,6 @@ func TestOutageOfTheBrokerIsSurvived(t *testing.T) {
 		w.bus.Faults().RefuseConnections(false)
 		w.untilCompleted(10) // their locks are over: redelivered
 		w.until("nothing in hand", func() bool { return w.metric("in_hand_messages") == 0 })
-	})
-}
-
-// The SDK renews tokens in the background, with no pause between attempts if its retries are switched off: then this test
-// never ends.
-func TestBrokerThatIsAwayIsNotCalledInALoop(t *testing.T) {
-	inWorld(t, devbus.Options{}, func(w *world) {
-		w.send("slow")
-		var first sync.Once
-		w.receive(w.options(), func(_ context.Context, batch []servicebus.Message) []error {
-			first.Do(func() {
-				w.bus.Faults().RefuseConnections(true)
-				w.bus.DropConnections()
-				<-time.After(time.Hour)
-				w.bus.Faults().RefuseConnections(false)
-			})
-			return make([]error, len(batch))
-		})
-		w.untilCompleted(1)
-		if n := w.connections(); n > 3600 {
-			t.Errorf("%d connections in an hour", n)
-		}
 	})
 }
 
