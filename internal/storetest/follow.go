@@ -131,6 +131,7 @@ func followerGetsPuts(t *testing.T, h Harness) {
 func unsubscribedGetsNothing(t *testing.T, h Harness) {
 	s := open(t, h.Addr)
 	f := follow(t, s)
+	overtaken(t, s)
 	other := status.Key{Hub: "orders", InstanceID: "order-2"}
 	f.subscribe(order, other)
 	f.Unsubscribe([]status.Key{order})
@@ -141,6 +142,40 @@ func unsubscribedGetsNothing(t *testing.T, h Harness) {
 		t.Errorf("got %s of what was unsubscribed", got)
 	}
 	eventually(t, "the channel is left", func() bool { return subscribers(t, h, order) == "0" })
+}
+
+// overtaken unsubscribes from an instance while its next message has arrived and
+// waits to be received.
+func overtaken(t *testing.T, s *redisstore.Store) {
+	t.Helper()
+	k := status.Key{Hub: "orders", InstanceID: "overtaken"}
+	entered, leave := make(chan struct{}), make(chan struct{})
+	var offers atomic.Int64
+	f := s.Follow(redisstore.FollowOptions{Gap: func() {}, Offer: func(r *status.Record) {
+		if r.Key() == k && offers.Add(1) == 1 {
+			close(entered)
+			<-leave
+		}
+	}})
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = f.Run(ctx) })
+	if err := f.Subscribe(ctx, []status.Key{k}); err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, progress(k, 1, 1))
+	<-entered
+	put(t, s, progress(k, 2, 2))
+	f.Unsubscribe([]status.Key{k})
+	close(leave)
+	if err := f.Subscribe(ctx, []status.Key{order}); err != nil { // confirmed after the second message
+		t.Fatal(err)
+	}
+	if n := offers.Load(); n != 1 {
+		t.Errorf("got %d offers, want the one before unsubscribing", n)
+	}
+	cancel()
+	running.Wait()
 }
 
 // subscribers is how many connections Redis delivers an instance to.
@@ -225,6 +260,9 @@ func cutConnection(t *testing.T, h Harness) {
 		f.restored(i + 1)
 		put(t, open(t, h.Addr), progress(order, i, int(i)))
 		f.want(order, fmt.Sprintf(`{"percent":%d}`, i))
+	}
+	if n := p.Subscribers(); n != 4 {
+		t.Errorf("got %d subscribed connections, want 4: one, and one more after each cut", n)
 	}
 }
 

@@ -17,9 +17,10 @@ type Proxy struct {
 	listener net.Listener
 	running  sync.WaitGroup
 
-	mu    sync.Mutex
-	links map[*link]struct{} // guarded by mu
-	lose  []byte             // guarded by mu; see LoseAnswer
+	mu          sync.Mutex
+	links       map[*link]struct{} // guarded by mu
+	subscribers int                // guarded by mu; links that have subscribed, gone ones too
+	lose        []byte             // guarded by mu; see LoseAnswer
 }
 
 // link is one proxied connection.
@@ -75,6 +76,13 @@ func (p *Proxy) MuteSubscribers() int {
 	return n
 }
 
+// Subscribers is how many connections have subscribed to something so far.
+func (p *Proxy) Subscribers() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.subscribers
+}
+
 // LoseAnswer makes the next command that contains word be carried out, and its
 // connection end instead of delivering the answer.
 func (p *Proxy) LoseAnswer(word string) {
@@ -114,8 +122,9 @@ func (p *Proxy) accept() {
 func (p *Proxy) asked(l *link, b []byte) (forward bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if bytes.Contains(bytes.ToLower(b), []byte("\r\nsubscribe\r\n")) {
+	if !l.subscriber && bytes.Contains(bytes.ToLower(b), []byte("\r\nsubscribe\r\n")) {
 		l.subscriber = true
+		p.subscribers++
 	}
 	if p.lose != nil && bytes.Contains(b, p.lose) {
 		p.lose, l.doomed = nil, true

@@ -172,31 +172,38 @@ func batchIsOneWrite(t *testing.T, h Harness) {
 	}
 }
 
+// Each update is put once, by one of the writers: none may be lost to another
+// writer's older reading.
 func concurrentWritersAgree(t *testing.T, h Harness) {
-	const writers = 5
+	const writers = 6
 	r := rand.New(rand.NewPCG(1, 2))
 	keys := []status.Key{order, {Hub: "orders", InstanceID: "order-2"}, {Hub: "other", InstanceID: "order-1"}}
 	want := make(map[status.Key]*status.Record)
-	var updates []*status.Update
-	for range 150 {
-		u := randomUpdate(r, keys[r.IntN(len(keys))])
-		updates = append(updates, u)
-		want[u.Key()], _ = status.Merge(want[u.Key()], u)
+	var parts [writers][]*status.Update
+	for i := range 100 * writers {
+		k := keys[r.IntN(len(keys))]
+		u := randomUpdate(r, k)
+		if i%2 == 0 { // one that leaves a trace of its own, whatever else is said
+			u = lifecycle(k, int64(i), status.Running)
+			*u.Generation += 2
+			u.Labels = map[string]string{"n" + strconv.Itoa(i%60): strconv.Itoa(i % 7)}
+		}
+		parts[i%writers] = append(parts[i%writers], u)
+		want[k], _ = status.Merge(want[k], u)
 	}
 	var group sync.WaitGroup
-	for w := range writers {
+	for w, part := range parts {
 		s := open(t, h.Addr, func(o *redisstore.Options) { o.CacheBytes = []int{0, -1}[w%2] })
 		r := rand.New(rand.NewPCG(3, uint64(w)))
-		mine := append([]*status.Update(nil), updates...)
-		r.Shuffle(len(mine), func(i, j int) { mine[i], mine[j] = mine[j], mine[i] })
+		r.Shuffle(len(part), func(i, j int) { part[i], part[j] = part[j], part[i] })
 		group.Go(func() {
-			for len(mine) > 0 {
-				n := min(len(mine), 1+r.IntN(9))
-				_, errs := s.Put(t.Context(), mine[:n])
+			for len(part) > 0 {
+				n := min(len(part), 1+r.IntN(5))
+				_, errs := s.Put(t.Context(), part[:n])
 				if err := errors.Join(errs...); err != nil {
 					t.Error(err)
 				}
-				mine = mine[n:]
+				part = part[n:]
 			}
 		})
 	}
