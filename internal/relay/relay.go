@@ -110,7 +110,7 @@ func (r *Relay) parts(metrics prometheus.Registerer, rules func() *policy.Policy
 	r.receiver, err = servicebus.NewReceiver(servicebus.Options{
 		ConnectionString: c.ServiceBus.ConnectionString.Reveal(), Namespace: c.ServiceBus.Namespace,
 		Topic: c.ServiceBus.Topic, Subscription: c.Subscription, Logger: r.log, Metrics: metrics,
-		DrainTimeout: c.DrainTimeout,
+		DrainTimeout: c.DrainTimeout / 2, // the other half is for requests and sockets, whatever hangs here
 	})
 	if err != nil {
 		return fmt.Errorf("service bus: %w", err)
