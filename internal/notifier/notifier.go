@@ -68,6 +68,7 @@ func New(ctx context.Context, c Config, o Options) (_ *Notifier, err error) {
 			return nil, err
 		}
 	}
+	rules = rules.WithLogger(n.log)
 	metrics := telemetry.NewRegistry()
 	if n.verifier, err = c.Auth.Verifier(n.log, metrics); err != nil {
 		return nil, fmt.Errorf("auth: %w", err)
@@ -147,16 +148,24 @@ func (n *Notifier) Run(ctx context.Context) error {
 	return errors.Join(parts.Wait(), err)
 }
 
-func (n *Notifier) ready(context.Context) error {
+// ready says why this replica should get no requests, or nil. Asking makes the
+// connection to the broker when there is none: a replica that gets no requests
+// until it is ready would otherwise never be.
+func (n *Notifier) ready(ctx context.Context) error {
 	if n.stopping.Load() {
 		return errors.New("stopping")
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if err := n.publisher.Connect(ctx); err != nil {
+		return errors.New("the service bus topic cannot be reached")
 	}
 	return nil
 }
 
-// WaitReady returns when the replica serves, or an error when ctx ends first.
-// Its ports are bound from the start, so there is nothing to wait for.
-func (n *Notifier) WaitReady(ctx context.Context) error { return ctx.Err() }
+// WaitReady returns when the replica is ready, or the error of ctx when that
+// ends first.
+func (n *Notifier) WaitReady(ctx context.Context) error { return shell.WaitReady(ctx, n.ready) }
 
 func (n *Notifier) release() {
 	for _, l := range []net.Listener{n.listener, n.private} {

@@ -81,6 +81,7 @@ func New(ctx context.Context, c Config, o Options) (_ *Relay, err error) {
 			return nil, err
 		}
 	}
+	rules = rules.WithLogger(r.log)
 	metrics := telemetry.NewRegistry()
 	if err := r.parts(metrics, func() *policy.Policy { return rules }); err != nil {
 		return nil, err
@@ -250,19 +251,7 @@ func (r *Relay) ready(ctx context.Context) error {
 
 // WaitReady returns when the replica is ready, or the error of ctx when that
 // ends first.
-func (r *Relay) WaitReady(ctx context.Context) error {
-	const pause = 20 * time.Millisecond
-	t := time.NewTicker(pause)
-	defer t.Stop()
-	for r.ready(ctx) != nil {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-t.C:
-		}
-	}
-	return ctx.Err()
-}
+func (r *Relay) WaitReady(ctx context.Context) error { return shell.WaitReady(ctx, r.ready) }
 
 // release frees what New took and Run did not come to use.
 func (r *Relay) release() {

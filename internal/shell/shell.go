@@ -163,6 +163,21 @@ func Drain(ctx context.Context, s *http.Server) error {
 	return err
 }
 
+// WaitReady asks until ready returns nil, or ctx ends, whose error it returns.
+func WaitReady(ctx context.Context, ready func(context.Context) error) error {
+	const pause = 20 * time.Millisecond
+	t := time.NewTicker(pause)
+	defer t.Stop()
+	for ready(ctx) != nil {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
+	}
+	return ctx.Err()
+}
+
 // Healthcheck asks the private listener at that address whether its program is
 // ready.
 func Healthcheck(ctx context.Context, address string) error {
