@@ -61,6 +61,26 @@ func TestExpiredLockReturnsTheMessageWithACount(t *testing.T) {
 	})
 }
 
+func TestEachLockExpiresInItsOwnTime(t *testing.T) {
+	inBubble(t, standard(), func(h *harness) {
+		h.send(h.sender(queue), "a", "b")
+		r := h.receiver(nil)
+		h.one(r)
+		<-time.After(30 * time.Second)
+		h.one(r)
+		for _, want := range []struct {
+			wait    time.Duration
+			expired int64
+		}{{29 * time.Second, 0}, {2 * time.Second, 1}, {28 * time.Second, 1}, {2 * time.Second, 2}} {
+			<-time.After(want.wait)
+			synctest.Wait()
+			if s := h.stats(queue); s.LocksExpired != want.expired {
+				t.Errorf("%d locks expired, want %d", s.LocksExpired, want.expired)
+			}
+		}
+	})
+}
+
 func TestRenewedLockHoldsOn(t *testing.T) {
 	inBubble(t, standard(), func(h *harness) {
 		h.send(h.sender(queue), "renewed", "not renewed")

@@ -201,6 +201,74 @@ func TestAnnotationsThatWouldCrashTheClientAreDropped(t *testing.T) {
 	}
 }
 
+// answers gives what the bus says to a peer up to the close.
+func answers(t *testing.T, bus *devbus.Bus, frames ...[]byte) []byte {
+	t.Helper()
+	ours, theirs := net.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- bus.ServeConn(t.Context(), ours) }()
+	go theirs.Write(bytes.Join(append(append([][]byte{handshake, beginFrame}, frames...), closeFrame), nil))
+	all, err := io.ReadAll(theirs)
+	if err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	return all
+}
+
+// The Go client would refuse to send it: others may not.
+func TestMessageBeyondTheLimitIsRefusedByTheBusToo(t *testing.T) {
+	bus := devbus.New(standard())
+	frames := [][]byte{attachFrame(0, false)}
+	for i := range 6 {
+		frames = append(frames, transferFrame(0, 0, i < 5, make([]byte, 60000)))
+	}
+	frames = append(frames, transferFrame(0, 1, false, []byte{0, 0x53, 0x75, 0xa0, 1, 'x'}))
+	if said := answers(t, bus, frames...); !bytes.Contains(said, []byte("amqp:link:message-size-exceeded")) {
+		t.Errorf("%q", said)
+	}
+	if s, _ := bus.Stats(queue); s.TotalEnqueued != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestWindowOfASessionIsReopenedAtHalf(t *testing.T) {
+	frames := [][]byte{attachFrame(0, false)}
+	for range 2600 {
+		frames = append(frames, transferFrame(0, 0, true, nil))
+	}
+	said := answers(t, devbus.New(standard()), frames...)
+	if got := bytes.Count(said, []byte{0, 0x53, 0x13}); got != 2 { // the first gives credit
+		t.Errorf("%d flows, want 2", got)
+	}
+}
+
+func TestWindowOfThePeerIsKeptTo(t *testing.T) {
+	h := start(t, standard())
+	fill(h, h.sender(queue), 50)
+	flow := func(seen, window uint32) []byte {
+		return frame(0, list(0x13, uint32v(seen), uint32v(window), uint32v(0), uint32v(5000), uint32v(0), uint32v(0), uint32v(100)))
+	}
+	ours, theirs := net.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- h.bus.ServeConn(h.ctx, ours) }()
+	var peer sync.WaitGroup
+	var said []byte
+	peer.Go(func() { said, _ = io.ReadAll(theirs) })
+	_, err := theirs.Write(bytes.Join([][]byte{handshake, beginFrame, attachFrame(0, true), flow(0, 10)}, nil))
+	h.must(err)
+	waitUntil(t, func() bool { return h.stats(queue).Locked >= 10 })
+	_, err = theirs.Write(closeFrame)
+	h.must(err)
+	h.must(<-served)
+	peer.Wait()
+	if got := bytes.Count(said, []byte{0, 0x53, 0x14}); got > 10 {
+		t.Errorf("%d transfers in a window of 10", got)
+	}
+}
+
 func TestPeerThatNeverSettlesIsDetached(t *testing.T) {
 	o := standard()
 	o.Queues[0].LockDuration = time.Hour
