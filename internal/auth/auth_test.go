@@ -195,9 +195,15 @@ func TestClaimsThatListNothingGrantNothing(t *testing.T) {
 		value any
 		want  bool
 	}{
-		{"scp", "", false}, {"scp", " ", false}, {"scp", 1, false}, {"scp", nil, false}, {"roles", []string{}, false},
-		{"roles", map[string]any{"a": 1}, false}, {"scope", "read", false},
-		{"scp", "read", true}, {"roles", []string{"reader"}, true},
+		{"scp", "", false},
+		{"scp", " ", false},
+		{"scp", 1, false},
+		{"scp", nil, false},
+		{"roles", []string{}, false},
+		{"roles", map[string]any{"a": 1}, false},
+		{"scope", "read", false},
+		{"scp", "read", true},
+		{"roles", []string{"reader"}, true},
 	} {
 		if _, err := v.Verify(t.Context(), p.token(map[string]any{test.name: test.value})); (err == nil) != test.want {
 			t.Errorf("%s %v: %v; want accepted: %v", test.name, test.value, err, test.want)

@@ -385,10 +385,10 @@ func (s *source) parseKey(raw json.RawMessage) (*key, error) {
 	if !slices.ContainsFunc(s.Algorithms, k.fits) {
 		return nil, errors.New("fits none of the configured algorithms")
 	}
-	print, err := parsed.Thumbprint(crypto.SHA256)
+	thumbprint, err := parsed.Thumbprint(crypto.SHA256)
 	if err != nil {
 		return nil, err
 	}
-	k.print = string(print)
+	k.print = string(thumbprint)
 	return k, nil
 }

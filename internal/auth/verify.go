@@ -315,12 +315,12 @@ func (s *source) keyOf(ctx context.Context, signed *jose.JSONWebSignature, now t
 
 // verify returns the key in the set that signed the token, or nil. known is false when a newer set may have it: when no key has
 // the id that the token names, or when it names none.
-func (set *keySet) verify(signed *jose.JSONWebSignature) (signer *key, known bool) {
+func (ks *keySet) verify(signed *jose.JSONWebSignature) (signer *key, known bool) {
 	header := signed.Signatures[0].Protected
-	if header.KeyID == "" && len(set.keys) != 1 {
-		return nil, len(set.keys) > 1
+	if header.KeyID == "" && len(ks.keys) != 1 {
+		return nil, len(ks.keys) > 1
 	}
-	for _, k := range set.keys {
+	for _, k := range ks.keys {
 		if header.KeyID != "" && k.id != header.KeyID {
 			continue
 		}

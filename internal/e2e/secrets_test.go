@@ -61,7 +61,7 @@ func TestSecretsStayWhereTheyMay(t *testing.T) {
 		fmt.Sprintf(`{"instanceId":"%[1]s/","customStatus":"%[1]s"}`, forNobody),
 		fmt.Sprintf(`{"instanceId":"i","%[1]s":{"%[1]s":"%[1]s"},"sequence":"%[1]s"}`, forNobody),
 		fmt.Sprintf(`{"instanceId":"i","customStatus":{"%[1]s":1,"%[1]s":2}}`, forNobody),
-		fmt.Sprintf(`%s`, forNobody),
+		forNobody,
 	)
 	const poison = 4
 	w.settled()

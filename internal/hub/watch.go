@@ -109,12 +109,12 @@ func (s *Snapshot) Load(key any) (value any, ok bool) {
 	return nil, false
 }
 
-// Make returns the value for the key and calls make for it once, however many ask at the same time. key must be
+// Make returns the value for the key and calls create for it once, however many ask at the same time. key must be
 // comparable.
-func (s *Snapshot) Make(key any, make func() any) any {
+func (s *Snapshot) Make(key any, create func() any) any {
 	m := s.entry(key)
 	m.once.Do(func() {
-		m.value = make()
+		m.value = create()
 		m.done.Store(true)
 	})
 	return m.value

@@ -43,7 +43,7 @@ func named(slug string, code int, title string) Problem {
 	return Problem{Type: "urn:statusrelay:problem:" + slug, Title: title, Status: code}
 }
 
-// The problems that are not errors of a kind but answers of the protocol itself.
+// MethodNotAllowed says that the resource exists, without that method.
 func MethodNotAllowed() Problem {
 	return named("method-not-allowed", http.StatusMethodNotAllowed, "This resource does not have that method.")
 }

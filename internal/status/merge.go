@@ -133,16 +133,16 @@ func (r *Record) mergeProgress(u *Update, out *Outcome) {
 // stored, and reports whether it replaces it. Each lane is the maximum of all
 // that was said in it, in the total order of compareLane: that is what makes the
 // merge independent of arrival order.
-func (out *Outcome) accept(order, content int) bool {
+func (o *Outcome) accept(order, content int) bool {
 	switch {
 	case order > 0:
-		out.Changed = true
-		out.Visible = out.Visible || content != 0
+		o.Changed = true
+		o.Visible = o.Visible || content != 0
 		return true
 	case content == 0:
-		out.Duplicates++
+		o.Duplicates++
 	default:
-		out.StaleLanes++
+		o.StaleLanes++
 	}
 	return false
 }

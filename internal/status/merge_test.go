@@ -189,15 +189,24 @@ func TestMergeRules(t *testing.T) {
 			up(func(u *status.Update) { u.CustomStatus = json.RawMessage(`1`) }),
 			up(func(u *status.Update) { u.Sequence, u.CustomStatus = ptr(2), json.RawMessage(`null`) }),
 		}, func(r *status.Record) bool { return string(r.Progress.CustomStatus) == "null" }},
-		{"declared beats broker", []status.Update{running, broker(1<<40, status.Failed)},
-			func(r *status.Record) bool { return r.RuntimeStatus() == status.Running }},
+		{
+			"declared beats broker",
+			[]status.Update{running, broker(1<<40, status.Failed)},
+			func(r *status.Record) bool { return r.RuntimeStatus() == status.Running },
+		},
 		{"declared replaces broker", []status.Update{broker(1<<40, status.Failed), up(func(u *status.Update) {
 			u.Generation, u.RuntimeStatus = nil, status.Running
 		})}, func(r *status.Record) bool { return r.RuntimeStatus() == status.Running }},
-		{"broker order is the order", []status.Update{broker(2, status.Suspended), broker(1, status.Running)},
-			func(r *status.Record) bool { return r.RuntimeStatus() == status.Suspended }},
-		{"a terminal state is sticky in broker order", []status.Update{broker(1, status.Failed), broker(2, status.Running)},
-			func(r *status.Record) bool { return r.RuntimeStatus() == status.Failed }},
+		{
+			"broker order is the order",
+			[]status.Update{broker(2, status.Suspended), broker(1, status.Running)},
+			func(r *status.Record) bool { return r.RuntimeStatus() == status.Suspended },
+		},
+		{
+			"a terminal state is sticky in broker order",
+			[]status.Update{broker(1, status.Failed), broker(2, status.Running)},
+			func(r *status.Record) bool { return r.RuntimeStatus() == status.Failed },
+		},
 		{"a declared rewind is believed", []status.Update{
 			up(func(u *status.Update) { u.RuntimeStatus, u.Failure = status.Failed, &status.Failure{Message: "m"} }),
 			up(func(u *status.Update) { u.Sequence, u.RuntimeStatus = ptr(2), status.Running }),
