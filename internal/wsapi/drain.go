@@ -45,79 +45,102 @@ func (s *socket) startAndUnlock() {
 }
 
 // drain writes all that is to be written: answers in order, then the newest version of each watch that has one. It
-// is the only writer of data frames, and ends when there is nothing left; after an error, or the close frame, it leaves
-// writing set, so that there is no other.
+// is the only writer, and ends when there is nothing left; after an error, or the close frame, it leaves writing set,
+// so that there is no other.
+//
+// What is on its stack while it writes a status fits in the smallest there is, 2 KiB: growing one costs more than all
+// else but the system call.
 func (s *socket) drain() {
-	defer func() {
-		if cause := recover(); cause != nil {
-			s.contain(cause)
-		}
-		s.server.goroutines.Done()
-	}()
+	defer s.leaveDrain()
 	for {
-		s.mu.Lock()
-		switch {
-		case s.ended:
-			s.mu.Unlock()
-			return
-		case len(s.answers) > 0:
-			answers := s.answers
-			s.answers, s.waiting = nil, 0
-			s.mu.Unlock()
-			for _, a := range answers {
-				if !s.write(a.kind, a.frame) {
-					return
-				}
-			}
-		case s.closing != nil:
-			message := websocket.FormatCloseMessage(int(s.closing.code), s.closing.reason)
-			s.mu.Unlock()
-			// The client has some time to say the same. Setting a deadline fails on a closed connection, as the read does.
-			if s.write(websocket.CloseMessage, message) {
-				_ = s.conn.SetReadDeadline(time.Now().Add(s.server.o.CloseTimeout))
-			}
-			return
-		case s.pingDue:
-			s.pingDue = false
-			s.mu.Unlock()
-			if !s.write(websocket.PingMessage, nil) {
-				return
-			}
-		case s.woken != nil:
-			w := s.woken.next
-			if s.woken.next = w.next; s.woken == w {
-				s.woken = nil
-			}
-			w.next = nil
-			closed := w.closed
-			s.mu.Unlock()
-			if !closed && !w.deliver(time.Now()) {
-				return
-			}
-		default:
-			s.writing = false
-			s.mu.Unlock()
+		frame, now, more := s.advance()
+		if frame != nil {
+			more = s.writePrepared(now, frame)
+		}
+		if !more {
 			return
 		}
+	}
+}
+
+func (s *socket) leaveDrain() {
+	defer s.server.goroutines.Done()
+	if cause := recover(); cause != nil {
+		s.contain(cause)
+	}
+}
+
+// advance finds what is to be written next, and writes it unless it is a frame that is shared with others, which it
+// returns. There is no more when there is nothing left, or the socket cannot be written to.
+func (s *socket) advance() (shared *websocket.PreparedMessage, now time.Time, more bool) {
+	s.mu.Lock()
+	switch {
+	case s.ended:
+		s.mu.Unlock()
+		return nil, now, false
+	case len(s.answers) > 0:
+		answers := s.answers
+		s.answers, s.waiting = nil, 0
+		s.mu.Unlock()
+		for _, a := range answers {
+			if !s.write(a.kind, a.frame) {
+				return nil, now, false
+			}
+		}
+		return nil, now, true
+	case s.closing != nil:
+		message := websocket.FormatCloseMessage(int(s.closing.code), s.closing.reason)
+		s.mu.Unlock()
+		// The client has some time to say the same. Setting a deadline fails on a closed connection, as the read does.
+		if s.write(websocket.CloseMessage, message) {
+			_ = s.conn.SetReadDeadline(time.Now().Add(s.server.o.CloseTimeout))
+		}
+		return nil, now, false
+	case s.pingDue:
+		s.pingDue = false
+		s.mu.Unlock()
+		return nil, now, s.write(websocket.PingMessage, nil)
+	case s.woken != nil:
+		w := s.woken.next
+		if s.woken.next = w.next; s.woken == w {
+			s.woken = nil
+		}
+		w.next = nil
+		closed := w.closed
+		s.mu.Unlock()
+		if closed {
+			return nil, now, true
+		}
+		now = time.Now()
+		shared, more = w.deliver(now)
+		return shared, now, more
+	default:
+		s.writing = false
+		s.mu.Unlock()
+		return nil, now, false
 	}
 }
 
 // write writes a frame to this client alone. Like all that write, it reports whether the socket can still be written to.
 func (s *socket) write(kind int, frame []byte) bool {
-	deadline := time.Now().Add(s.server.o.WriteTimeout)
+	now := time.Now()
 	if kind != websocket.TextMessage {
-		return s.wrote(s.conn.WriteControl(kind, frame, deadline))
+		return s.wrote(s.conn.WriteControl(kind, frame, now.Add(s.server.o.WriteTimeout)))
 	}
-	_ = s.conn.SetWriteDeadline(deadline) // cannot fail: it sets a field
+	s.began.Store(now.UnixNano())
+	err := s.conn.WriteMessage(kind, frame)
+	s.began.Store(0)
 	s.server.metrics.sent.Inc()
-	return s.wrote(s.conn.WriteMessage(kind, frame))
+	return s.wrote(err)
 }
 
 // writePrepared writes a frame that is shared with others.
 func (s *socket) writePrepared(now time.Time, frame *websocket.PreparedMessage) bool {
-	_ = s.conn.SetWriteDeadline(now.Add(s.server.o.WriteTimeout)) // cannot fail: it sets a field
+	s.began.Store(now.UnixNano())
+	err := s.conn.WritePreparedMessage(frame)
+	s.began.Store(0)
 	s.server.metrics.sent.Inc()
-	return s.wrote(s.conn.WritePreparedMessage(frame))
+	return s.wrote(err)
 }
 
 // wrote ends the connection, and with it the reader, after an error: a frame may have been written in part.

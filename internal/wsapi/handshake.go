@@ -143,8 +143,10 @@ func (s *Server) release(who *auth.Principal) {
 // has grown a stack, and holds the request and its buffers until the handler returns.
 func (s *Server) open(conn *websocket.Conn, who *auth.Principal) {
 	now := time.Now()
-	so := &socket{server: s, conn: conn, opened: now.UnixNano()}
-	so.nextPing = now.Add(s.pingPause()).UnixNano()
+	so := &socket{server: s, conn: conn, due: now.Add(s.pingPause()).UnixNano()}
+	if who == nil {
+		so.due = now.Add(s.o.AuthTimeout).UnixNano()
+	}
 	conn.SetReadLimit(int64(min(s.o.MaxFrameBytes, maxUnauthenticatedFrame)))
 	conn.SetPingHandler(so.pinged)
 	conn.SetPongHandler(so.ponged)

@@ -55,13 +55,13 @@ const maxStrikes = 3
 type socket struct {
 	server *Server         // set once
 	conn   *websocket.Conn // set once
-	opened int64           // set once; unix nanoseconds
 
 	principal atomic.Pointer[auth.Principal] // nil until it is known who this is; set by the reader
 
-	nextPing int64 // owned by the sweep; unix nanoseconds
-	credit   int64 // owned by the reader: unix nanoseconds until which its frames are paid for
-	index    int32 // guarded by server.mu
+	began  atomic.Int64 // when the drain began the write of a data frame that it is in, else 0; unix nanoseconds
+	due    int64        // owned by the sweep: when to ping, at first when to be authenticated; unix nanoseconds
+	credit int64        // owned by the reader: unix nanoseconds until which its frames are paid for
+	index  int32        // guarded by server.mu
 
 	waiting int32       // guarded by mu: bytes of answers
 	heard   atomic.Bool // a pong has come since the last sweep
@@ -215,29 +215,32 @@ func (s *Server) pingPause() time.Duration {
 	return s.o.PingInterval - rand.N(s.o.PingInterval/4+1)
 }
 
-// sweep does what is due.
+// sweep does what is due. It keeps the deadlines of writes, too: one of its own for each frame would cost a
+// twentieth of what writing it costs.
 func (s *socket) sweep(now time.Time) {
-	switch who := s.principal.Load(); {
-	case who == nil:
-		if now.UnixNano()-s.opened >= int64(s.server.o.AuthTimeout) {
-			s.fail(closeLate)
-		}
-	case who.Expired(now):
+	who := s.principal.Load()
+	if who != nil && who.Expired(now) {
 		s.fail(closeExpired)
 	}
-	if s.heard.Swap(false) {
-		s.mu.Lock()
-		if s.closing == nil { // else the deadline is that of the client's close frame
-			_ = s.conn.SetReadDeadline(now.Add(s.server.silence())) // fails on a closed connection, as the read does
-		}
-		s.mu.Unlock()
+	s.mu.Lock()
+	if s.heard.Swap(false) && s.closing == nil { // else the deadline is that of the client's close frame
+		_ = s.conn.SetReadDeadline(now.Add(s.server.silence())) // fails on a closed connection, as the read does
 	}
-	if now.UnixNano() >= s.nextPing {
-		s.nextPing = now.Add(s.server.pingPause()).UnixNano()
-		s.mu.Lock()
-		s.pingDue = true
-		s.startAndUnlock()
+	s.mu.Unlock()
+	if began := s.began.Load(); began != 0 && now.UnixNano()-began >= int64(s.server.o.WriteTimeout) {
+		s.conn.Close() // the write fails, and so does the read
 	}
+	if now.UnixNano() < s.due {
+		return
+	}
+	s.due = now.Add(s.server.pingPause()).UnixNano()
+	if who == nil {
+		s.fail(closeLate)
+		return
+	}
+	s.mu.Lock()
+	s.pingDue = true
+	s.startAndUnlock()
 }
 
 // handle answers a data frame.

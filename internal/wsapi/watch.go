@@ -160,44 +160,44 @@ func (w *watch) Wake() {
 	s.startAndUnlock()
 }
 
-// deliver writes what is pending, if the client may see it and does not have it. It reports false when the socket
-// cannot be written to.
-func (w *watch) deliver(now time.Time) bool {
+// deliver writes what is pending, if the client may see it and does not have it; or returns it to be written, if it
+// is the same for others. It reports false when the socket cannot be written to.
+func (w *watch) deliver(now time.Time) (shared *websocket.PreparedMessage, ok bool) {
 	snapshot := w.Take()
 	if snapshot == nil {
-		return true
+		return nil, true
 	}
 	s := w.socket
 	// Only after Take: Again counts on it.
 	who := s.principal.Load()
 	if who.Expired(now) {
 		s.fail(closeExpired)
-		return true
+		return nil, true
 	}
 	first := !w.judged
 	w.judged = true
 	a := w.decide(s.server.o.Policy(), who, snapshot)
 	if a == nil {
-		return w.takeBack(snapshot, first)
+		return nil, w.takeBack(snapshot, first)
 	}
 	f := s.server.frame(snapshot, a)
 	switch {
 	case first && snapshot.Version <= w.sent:
 		w.shown, w.digest = true, f.digest
-		return true
+		return nil, true
 	case w.shown && w.digest == f.digest:
 		s.server.metrics.unchanged.Inc()
-		return true
+		return nil, true
 	}
 	w.shown, w.digest = true, f.digest
 	if snapshot.Version > w.sent {
 		w.sent = snapshot.Version
-		return s.writePrepared(now, f.prepared)
+		return f.prepared, true
 	}
 	// The same version looks different, or can be seen again, because the client's rights have changed. It would take a
 	// version that it has already for an old one.
 	w.sent++
-	return s.write(websocket.TextMessage, statusFrame(w.Key(), w.sent, a.View(snapshot.Record).JSON))
+	return nil, s.write(websocket.TextMessage, statusFrame(w.Key(), w.sent, a.View(snapshot.Record).JSON))
 }
 
 // takeBack tells a client that has a view that there is none any more. One that says that it has one is told the same of

@@ -33,17 +33,27 @@ func TestFramesAreTheProtocols(t *testing.T) {
 		expires := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
 		exchange := []struct{ send, want string }{
 			{"", `{"type":"welcome","expires":"` + expires + `","limits":{"watches":100,"instancesPerFrame":100,"frameBytes":16384,"framesPerSecond":20,"pingSeconds":25}}`},
-			{`{"type":"watch","ref":"1\"","instances":[{"hub":"h","instanceId":"i\"1","after":123},{"instanceId":"j"}],"more":[{}]}`,
-				`{"type":"watching","ref":"1\"","instances":[{"hub":"h","instanceId":"i\"1"},{"hub":"main","instanceId":"j"}]}`},
+			{
+				`{"type":"watch","ref":"1\"","instances":[{"hub":"h","instanceId":"i\"1","after":123},{"instanceId":"j"}],"more":[{}]}`,
+				`{"type":"watching","ref":"1\"","instances":[{"hub":"h","instanceId":"i\"1"},{"hub":"main","instanceId":"j"}]}`,
+			},
 			{"", `{"type":"status","hub":"h","instanceId":"i\"1","version":124,"status":{"hub":"h","instanceId":"i\"1","runtimeStatus":"Running","customStatus":{"percent":7},"version":124}}`},
-			{`{"type":"unwatch","ref":"2","instances":[{"instanceId":"j"}]}`,
-				`{"type":"unwatched","ref":"2","instances":[{"hub":"main","instanceId":"j"}]}`},
-			{`{"type":"unwatch","instances":[{"instanceId":"j"}]}`,
-				`{"type":"unwatched","instances":[{"hub":"main","instanceId":"j"}]}`},
-			{`{"type":"auth","ref":"3","token":"alice"}`,
-				`{"type":"welcome","ref":"3","limits":{"watches":100,"instancesPerFrame":100,"frameBytes":16384,"framesPerSecond":20,"pingSeconds":25}}`},
-			{`{"type":"wait","ref":"4"}`,
-				`{"type":"problem","ref":"4","status":400,"title":"The request is not valid.","field":"type","detail":"not one of auth, watch, unwatch"}`},
+			{
+				`{"type":"unwatch","ref":"2","instances":[{"instanceId":"j"}]}`,
+				`{"type":"unwatched","ref":"2","instances":[{"hub":"main","instanceId":"j"}]}`,
+			},
+			{
+				`{"type":"unwatch","instances":[{"instanceId":"j"}]}`,
+				`{"type":"unwatched","instances":[{"hub":"main","instanceId":"j"}]}`,
+			},
+			{
+				`{"type":"auth","ref":"3","token":"alice"}`,
+				`{"type":"welcome","ref":"3","limits":{"watches":100,"instancesPerFrame":100,"frameBytes":16384,"framesPerSecond":20,"pingSeconds":25}}`,
+			},
+			{
+				`{"type":"wait","ref":"4"}`,
+				`{"type":"problem","ref":"4","status":400,"title":"The request is not valid.","field":"type","detail":"not one of auth, watch, unwatch"}`,
+			},
 			{"purge", `{"type":"gone","hub":"h","instanceId":"i\"1","version":125}`},
 		}
 		for _, e := range exchange {
