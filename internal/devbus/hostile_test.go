@@ -234,6 +234,56 @@ func TestMessageBeyondTheLimitIsRefusedByTheBusToo(t *testing.T) {
 	}
 }
 
+func TestLinkWithoutATokenIsRefusedWhenAKeyIsSet(t *testing.T) {
+	o := standard()
+	o.SharedAccessKey = devbus.DevelopmentKey
+	for _, receiver := range []bool{false, true} {
+		said := answers(t, devbus.New(o), attachFrame(0, receiver))
+		if !bytes.Contains(said, []byte("amqp:unauthorized-access")) {
+			t.Errorf("%q", said)
+		}
+	}
+}
+
+func TestNestingAndCountsAreLimited(t *testing.T) {
+	// Both would be well-formed without the limits.
+	deep := null
+	for range 100 {
+		b := binary.BigEndian.AppendUint32([]byte{0xd0}, uint32(len(deep)+4))
+		deep = append(binary.BigEndian.AppendUint32(b, 1), deep...)
+	}
+	long := binary.BigEndian.AppendUint32([]byte{0xf0, 0, 0, 0, 5}, 65537)
+	long = append(long, 0x40)
+	for _, value := range [][]byte{deep, long} {
+		raw := append([]byte{0, 0x53, 0x77}, value...)
+		if _, err := devbus.Redeliver(raw); err == nil {
+			t.Errorf("% x was taken", raw)
+		}
+	}
+}
+
+func TestNoFrameIsLargerThanThePeerTakes(t *testing.T) {
+	h := start(t, standard())
+	h.send(h.sender(queue), string(make([]byte, 200000)))
+	ours, theirs := net.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- h.bus.ServeConn(h.ctx, ours) }()
+	var peer sync.WaitGroup
+	var said []byte
+	peer.Go(func() { said, _ = io.ReadAll(theirs) })
+	flow := frame(0, list(0x13, uint32v(0), uint32v(100), uint32v(0), uint32v(5000), uint32v(0), uint32v(0), uint32v(1)))
+	_, err := theirs.Write(bytes.Join([][]byte{handshake, beginFrame, attachFrame(0, true), flow}, nil))
+	h.must(err)
+	waitUntil(t, func() bool { return h.stats(queue).Locked == 1 })
+	_, err = theirs.Write(closeFrame)
+	h.must(err)
+	h.must(<-served)
+	peer.Wait()
+	if got := bytes.Count(said, []byte{0, 0x53, 0x14}); got != 4 {
+		t.Errorf("%d frames, want 4", got)
+	}
+}
+
 func TestWindowOfASessionIsReopenedAtHalf(t *testing.T) {
 	frames := [][]byte{attachFrame(0, false)}
 	for range 2600 {
