@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -214,6 +215,7 @@ func startSentinel(t *testing.T, host, port string) string {
 		t.Fatal(err)
 	}
 	server := exec.Command("redis-server", config, "--sentinel")
+	server.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a killed test leaves none behind
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}

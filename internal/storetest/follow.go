@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"statusrelay/internal/redisstore"
 	"statusrelay/internal/status"
 )
@@ -269,7 +271,8 @@ func cutConnection(t *testing.T, h Harness) {
 func deafSubscription(t *testing.T, h Harness) {
 	s := open(t, h.Addr)
 	p := StartProxy(t, h.Addr)
-	f := follow(t, open(t, p.Addr))
+	registry := prometheus.NewRegistry()
+	f := follow(t, open(t, p.Addr, func(o *redisstore.Options) { o.Metrics = registry }))
 	f.subscribe(order)
 	eventually(t, "ready", f.Ready)
 	if n := p.MuteSubscribers(); n != 1 {
@@ -286,6 +289,27 @@ func deafSubscription(t *testing.T, h Harness) {
 	}
 	put(t, s, progress(order, 2, 2))
 	f.want(order, `{"percent":2}`)
+	for _, name := range []string{"deaf", "gaps"} {
+		if n := counted(t, registry, "statusrelay_redisstore_follow_"+name+"_total"); n != 1 {
+			t.Errorf("counted %v %s, want 1", n, name)
+		}
+	}
+}
+
+// counted is the value of a counter.
+func counted(t testing.TB, r *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	t.Fatalf("nothing is counted as %s", name)
+	return 0
 }
 
 func unreadableMessage(t *testing.T, h Harness) {
