@@ -14,6 +14,9 @@ import (
 // none, or none to be believed. A tombstone is a record with Purged. It is all
 // or nothing: an error comes without records.
 func (s *Store) Latest(ctx context.Context, keys []status.Key) ([]*status.Record, error) {
+	if len(keys) == 1 {
+		return s.latestOne(ctx, keys[0])
+	}
 	records := make([]*status.Record, 0, len(keys))
 	for chunk := range slices.Chunk(keys, maxCommands) {
 		pipe := s.client.Pipeline()
@@ -23,19 +26,36 @@ func (s *Store) Latest(ctx context.Context, keys []status.Key) ([]*status.Record
 		}
 		_, failure := pipe.Exec(ctx)
 		for i, k := range chunk {
-			fields, err := commands[i].Result()
-			if redis.HasErrorPrefix(err, "WRONGTYPE") {
-				s.distrust(k, err)
-				records = append(records, nil)
-				continue
+			r, err := s.record(k, commands[i], failure)
+			if err != nil {
+				return nil, err
 			}
-			if err := answerError(fields != nil, err, failure); err != nil {
-				return nil, fmt.Errorf("read %s: %w", k, err)
-			}
-			records = append(records, s.state(k, fields).record)
+			records = append(records, r)
 		}
 	}
 	return records, nil
+}
+
+// latestOne is Latest for what is asked most: a pipeline of one costs more.
+func (s *Store) latestOne(ctx context.Context, k status.Key) ([]*status.Record, error) {
+	r, err := s.record(k, s.client.HMGet(ctx, s.name(k), "v", "s", "r"), nil)
+	if err != nil {
+		return nil, err
+	}
+	return []*status.Record{r}, nil
+}
+
+// record makes sense of an answer; failure is that of its pipeline as a whole.
+func (s *Store) record(k status.Key, answer *redis.SliceCmd, failure error) (*status.Record, error) {
+	fields, err := answer.Result()
+	if redis.HasErrorPrefix(err, "WRONGTYPE") {
+		s.distrust(k, err)
+		return nil, nil
+	}
+	if err := answerError(fields != nil, err, failure); err != nil {
+		return nil, fmt.Errorf("read %s: %w", k, err)
+	}
+	return s.state(k, fields).record, nil
 }
 
 // state makes sense of the fields v, s and r of an instance's hash.

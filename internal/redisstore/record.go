@@ -178,7 +178,12 @@ func decode(key status.Key, version, stored string) (*status.Record, error) {
 }
 
 // check refuses what would break the merge or a reader.
+//
+// A custom status may be longer than an update's: a filter puts null in the
+// place of array elements that nobody may see, which makes [1,1,…] up to two and a
+// half times as long.
 func check(r *status.Record) error {
+	const maxCustomStatus = 3 * status.MaxCustomStatus
 	if r.Generation < 0 || r.Generation > status.MaxInteger {
 		return errors.New("generation is out of range")
 	}
@@ -192,7 +197,7 @@ func check(r *status.Record) error {
 			return errors.New("unknown runtime status")
 		}
 	}
-	if len(r.Progress.CustomStatus) > status.MaxCustomStatus || len(r.Lifecycle.Output) > status.MaxOutput {
+	if len(r.Progress.CustomStatus) > maxCustomStatus || len(r.Lifecycle.Output) > status.MaxOutput {
 		return errors.New("a JSON value is too large")
 	}
 	if len(r.Labels)+len(r.Conflicts) > status.MaxRecordLabels {

@@ -361,7 +361,7 @@ func corruptRecord(t *testing.T, h Harness) {
 		{"negative sequence", []string{"r", good + `,"lifecycle":{"p":{"c":2,"n":-1}}}`}},
 		{"unknown status", []string{"r", good + `,"lifecycle":{"status":"Sleeping"}}`}},
 		{"status in another case", []string{"r", good + `,"lifecycle":{"status":"running"}}`}},
-		{"large custom status", []string{"r", good + `,"progress":{"custom":"` + strings.Repeat("x", status.MaxCustomStatus) + `"}}`}},
+		{"large custom status", []string{"r", good + `,"progress":{"custom":"` + strings.Repeat("x", 3*status.MaxCustomStatus) + `"}}`}},
 		{"large output", []string{"r", good + `,"lifecycle":{"output":"` + strings.Repeat("x", status.MaxOutput) + `"}}`}},
 		{"many labels", []string{"r", good + `,"conflicts":["` + manyNames(status.MaxRecordLabels+1) + `"]}`}},
 		{"unsorted conflicts", []string{"r", good + `,"conflicts":["b","a"]}`}},
