@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -14,9 +15,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
-
 	"statusrelay/internal/devbus"
+	"statusrelay/internal/servicebus"
 	"statusrelay/internal/status"
 	"statusrelay/internal/wire"
 )
@@ -77,30 +77,27 @@ func broker(t *testing.T) (bus *devbus.Bus, env []string, connection string) {
 }
 
 // received takes n messages out of the subscription.
-func received(t *testing.T, connection string, n int) (all []*azservicebus.ReceivedMessage) {
+func received(t *testing.T, connection string, n int) (all []servicebus.Message) {
 	t.Helper()
+	from, err := servicebus.NewReceiver(servicebus.Options{ConnectionString: connection, Topic: topic, Subscription: subscription})
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	client, err := azservicebus.NewClientFromConnectionString(connection, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close(ctx)
-	from, err := client.NewReceiverForSubscription(topic, subscription, &azservicebus.ReceiverOptions{ReceiveMode: azservicebus.ReceiveModeReceiveAndDelete})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for len(all) < n {
-		got, err := from.ReceiveMessages(ctx, n-len(all), nil)
-		if err != nil {
-			t.Fatalf("received %d of %d: %v", len(all), n, err)
+	err = from.Run(ctx, func(_ context.Context, batch []servicebus.Message) []error {
+		if all = append(all, batch...); len(all) >= n {
+			cancel()
 		}
-		all = append(all, got...)
+		return make([]error, len(batch))
+	})
+	if err != nil || len(all) != n {
+		t.Fatalf("received %d of %d: %v", len(all), n, err)
 	}
 	return all
 }
 
-func decode(t *testing.T, m *azservicebus.ReceivedMessage) *status.Update {
+func decode(t *testing.T, m servicebus.Message) *status.Update {
 	t.Helper()
 	got, err := wire.Decode(m.Body, time.Now())
 	if err != nil {
@@ -137,8 +134,7 @@ func TestSendMakesAnUpdateOfFlags(t *testing.T) {
 	if u.LastUpdatedTime.IsZero() {
 		t.Error("the update does not say when it was made")
 	}
-	if m.MessageID != "orders/order-4711/1700000000000/lifecycle/7" || m.SessionID == nil || *m.SessionID != "orders/order-4711" ||
-		m.ApplicationProperties["hub"] != "orders" || m.ContentType == nil || *m.ContentType != "application/cloudevents+json" {
+	if m.ID != "orders/order-4711/1700000000000/lifecycle/7" || m.Subject != "durable.status.v1" || m.ContentType != "application/cloudevents+json" {
 		t.Errorf("got message %+v", m)
 	}
 }
@@ -163,8 +159,10 @@ func TestSendReportsWhatIsRefused(t *testing.T) {
 	if code != 1 || stdout != "" {
 		t.Errorf("got code %d and %q on standard output", code, stdout)
 	}
-	for _, want := range []string{"refused update 2: ", "refused update 5: ", "instanceId", "refused update 6: ", "262144 bytes", "refused update 7: ", "UTF-8",
-		"refused update 8: ", "sequence", "3 published, 5 refused\n"} {
+	for _, want := range []string{
+		"refused update 2: ", "refused update 5: ", "instanceId", "refused update 6: ", "262144 bytes", "refused update 7: ", "UTF-8",
+		"refused update 8: ", "sequence", "3 published, 5 refused\n",
+	} {
 		if !strings.Contains(stderr, want) {
 			t.Errorf("no %q in\n%s", want, stderr)
 		}
@@ -212,8 +210,10 @@ func TestSendKeepsTheOrderOfAnInstance(t *testing.T) {
 	if _, stderr, code := run(t, env, lines.String(), "send"); code != 0 || !strings.Contains(stderr, fmt.Sprintf("%d published, 0 refused", n)) {
 		t.Fatalf("got code %d, %q", code, stderr)
 	}
+	stored := received(t, connection, n)
+	slices.SortFunc(stored, func(a, b servicebus.Message) int { return cmp.Compare(a.Sequence, b.Sequence) })
 	last := make(map[string]int)
-	for _, m := range received(t, connection, n) {
+	for _, m := range stored {
 		u := decode(t, m)
 		var i int
 		if err := json.Unmarshal(u.CustomStatus, &i); err != nil {

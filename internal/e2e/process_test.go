@@ -105,6 +105,7 @@ func (w *world) ready(r *replica) int {
 // none of that. Either way another replica has every update in the end, and every
 // watcher that comes to it the newest.
 func TestReplicaThatEndsLosesNothing(t *testing.T) {
+	t.Parallel()
 	binary := filepath.Join(t.TempDir(), "relay")
 	build := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "statusrelay/cmd/relay")
 	if out, err := build.CombinedOutput(); err != nil {

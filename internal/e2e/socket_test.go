@@ -19,7 +19,9 @@ import (
 // next to no memory, and is cut off.
 func TestStuckClientDelaysNobody(t *testing.T) {
 	w := newWorld(t, nil)
-	r := w.relay(nil, func(c *relay.Config) { c.Watch.WriteTimeout = time.Second })
+	r := w.relay(nil, func(c *relay.Config) {
+		c.Watch.WriteTimeout, c.Watch.PingInterval = time.Second, time.Minute // pings have a deadline as well
+	})
 	k := key("order-4711")
 	w.send(progress(k.InstanceID, 1, 0))
 	w.shows(r, k, 0)

@@ -15,6 +15,7 @@ import (
 // still sends its clients away properly, and ends in time; another one stores
 // what was given back when Redis is there again.
 func TestReplicaStopsWhileRedisIsAway(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]struct{ begin, end func(*storetest.Redis) }{
 		"Stopped": {(*storetest.Redis).Stop, (*storetest.Redis).Start},
 		"Frozen":  {(*storetest.Redis).Pause, (*storetest.Redis).Resume},
