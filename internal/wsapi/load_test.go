@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -83,7 +84,7 @@ func TestStuckClientIsCutOffAndItsMemoryFreed(t *testing.T) {
 // waitUntil waits until what must happen has happened, and gives up after a time in which it must have on any machine.
 func waitUntil(t *testing.T, happened func() bool) {
 	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(time.Minute); !happened(); <-tick.C {
 		if time.Now().After(deadline) {
@@ -139,15 +140,17 @@ func TestStorm(t *testing.T) {
 				t.Errorf("%s has version %d of an instance of %s", c.token, v, owner(i))
 			}
 		}
-		c.conn.Close()
+		c.close()
 	}
 }
 
 // checker is a client of the storm that checks whatever it is sent.
 type checker struct {
-	token string
-	conn  *websocket.Conn
-	w     *world
+	token    string
+	conn     *websocket.Conn
+	w        *world
+	answered chan struct{} // one per answer
+	leaving  atomic.Bool
 
 	mu       sync.Mutex
 	versions map[string]int64 // the newest it was ever sent
@@ -159,8 +162,12 @@ func newChecker(w *world, token string) *checker {
 	if err != nil {
 		w.Fatal(err)
 	}
-	c := &checker{token: token, conn: conn, w: w, versions: map[string]int64{}, last: map[string]int64{}}
+	c := &checker{
+		token: token, conn: conn, w: w, answered: make(chan struct{}, 1),
+		versions: map[string]int64{}, last: map[string]int64{},
+	}
 	w.clients.Go(c.read)
+	<-c.answered // the welcome
 	return c
 }
 
@@ -174,10 +181,19 @@ func (c *checker) version(id string) int64 {
 	return c.versions[id]
 }
 
+func (c *checker) close() {
+	c.leaving.Store(true)
+	c.conn.Close()
+}
+
 func (c *checker) read() {
+	defer close(c.answered)
 	for {
 		_, b, err := c.conn.ReadMessage()
 		if err != nil {
+			if !c.leaving.Load() {
+				c.w.Errorf("%s: %v", c.token, err)
+			}
 			return
 		}
 		var f struct {
@@ -207,13 +223,18 @@ func (c *checker) read() {
 			c.versions[f.InstanceID] = max(c.versions[f.InstanceID], f.Version)
 		}
 		c.mu.Unlock()
+		if f.Type != "status" && f.Type != "gone" {
+			c.answered <- struct{}{}
+		}
 	}
 }
 
+// send sends a frame and waits for its answer.
 func (c *checker) send(frame string) {
 	if err := c.conn.WriteMessage(websocket.TextMessage, []byte(frame)); err != nil {
 		c.w.Errorf("%s: %v", c.token, err)
 	}
+	<-c.answered
 }
 
 // watch watches with what it has, as clients that reconnect do, or with nothing.
