@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -34,6 +35,8 @@ func TestCutBrokerConnectionLosesNothing(t *testing.T) {
 				for _, k := range keys[p*instances/publishers : (p+1)*instances/publishers] {
 					lines.WriteString(progress(k.InstanceID, u, u) + "\n")
 				}
+				// An instance that gets one update ever: a lost one leaves a hole.
+				lines.WriteString(progress(fmt.Sprintf("once-%d-%d", p, u), 1, 1))
 				// A publisher that got no 202 tries again, as it is told to.
 				for w.ctx.Err() == nil {
 					got, err := w.do(http.MethodPost, n.base+"/v1/updates", w.publisher, strings.NewReader(lines.String()))
@@ -66,5 +69,8 @@ func TestCutBrokerConnectionLosesNothing(t *testing.T) {
 	w.settled()
 	if s := w.stats(); s.TotalDeadLettered > 0 {
 		t.Errorf("in the end: %+v, want nothing dead-lettered", s)
+	}
+	if got, want := w.redis.Do("DBSIZE"), strconv.Itoa(instances+publishers*updates); got != want {
+		t.Errorf("redis has %s records, want %s", got, want)
 	}
 }
