@@ -381,6 +381,20 @@ func TestUnknownAndNotYoursLookAlike(t *testing.T) {
 	}
 }
 
+func TestWhoComesBackForWhatIsGoneIsToldSo(t *testing.T) {
+	fake(t, wsapi.Options{}, func(t *testing.T, w *world) {
+		w.put(percent("theirs", "bob", 10, 1))
+		c := w.as("alice")
+		for _, id := range []string{"unknown", "theirs"} {
+			c.watch(id + "@10")
+			c.wants("watching "+id, "gone "+id+" 11")
+		}
+		c.watch("unknown")
+		c.wants("watching unknown")
+		c.idle()
+	})
+}
+
 func TestWatcherIsToldWhenItExistsAndWhenItBecomesTheirs(t *testing.T) {
 	fake(t, wsapi.Options{}, func(t *testing.T, w *world) {
 		c := w.as("alice")
@@ -434,6 +448,7 @@ func TestChangeOfHiddenFieldsWakesNobodyWhoCannotSeeThem(t *testing.T) {
 		customer.wants("watching i", `status i 1 {"percent":1}`)
 		resumed.watch("i@1")
 		resumed.wants("watching i")
+		resumed.idle() // it is known now what the client has
 		operator.watch("i")
 		operator.wants("watching i", `status i 1 {"percent":1,"secret":1}`)
 		w.put(instance("i", "alice", 2, `{"percent":1,"secret":2}`))
@@ -896,27 +911,46 @@ func TestShutdownKeepsToItsDeadline(t *testing.T) {
 	})
 }
 
-func TestClientThatAsksAndDoesNotReadIsCutOff(t *testing.T) {
-	fake(t, wsapi.Options{FramesPerSecond: 1000}, func(t *testing.T, w *world) {
+func TestAnswersThatNobodyReadsAreBoundedAndCutOff(t *testing.T) {
+	ids := make([]string, 100)
+	for i := range ids {
+		ids[i] = strings.Repeat("x", 90) + fmt.Sprint(i)
+	}
+	flood := func(t *testing.T, w *world) *websocket.Conn {
 		conn, _, err := w.handshake(bearer("alice"))
 		if err != nil {
 			t.Fatal(err)
 		}
+		for range 50 { // answers of 13 KB
+			_ = conn.WriteMessage(websocket.TextMessage, []byte(`{"type":"unwatch","instances":[`+list(ids)+`]}`))
+		}
+		return conn
+	}
+	fake(t, wsapi.Options{}, func(t *testing.T, w *world) {
+		conn := flood(t, w)
 		defer conn.Close()
-		ids := make([]string, 100)
-		for i := range ids {
-			ids[i] = strings.Repeat("x", 100) + fmt.Sprint(i)
-		}
-		frame := []byte(`{"type":"unwatch","instances":[` + list(ids) + `]}`)
-		begin := time.Now()
-		for time.Since(begin) < time.Minute {
-			_ = conn.SetWriteDeadline(time.Now().Add(20 * time.Second))
-			if conn.WriteMessage(websocket.TextMessage, frame) != nil {
-				return
+		answers := 0
+		for {
+			_, answer, err := conn.ReadMessage()
+			if err != nil {
+				if !websocket.IsCloseError(err, 4429) {
+					t.Errorf("got %v", err)
+				}
+				break
 			}
-			time.Sleep(10 * time.Millisecond)
+			answers += len(answer)
 		}
-		t.Error("still open")
+		if answers > 3*64<<10 { // those that are being written, those that wait, and the one too much
+			t.Errorf("%d bytes of answers were kept", answers)
+		}
+	})
+	fake(t, wsapi.Options{}, func(t *testing.T, w *world) {
+		conn := flood(t, w)
+		defer conn.Close()
+		time.Sleep(12 * time.Second)
+		if _, err := conn.NetConn().Write([]byte{0}); err == nil {
+			t.Error("still open")
+		}
 	})
 }
 
