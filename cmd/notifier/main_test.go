@@ -241,9 +241,9 @@ func TestSendSaysWhyItCannot(t *testing.T) {
 		"SecretAsFlag":       {env, []string{"--service-bus-connection-string", canary}, []string{"unknown flag"}},
 		"FlagsAndArguments":  {env, []string{"--id", "a", `{"instanceId":"b"}`}, []string{"one of the two"}},
 		"NoJSON":             {env, []string{"--id", "a", "--custom", "40%", "--output", "{"}, []string{"--custom", "--output"}},
-		"NoInstance":         {env, []string{"--status", "Running"}, []string{"refused update 1: "}},
-		"TopicThatIsNotHere": {env, []string{"--service-bus-topic", "other", "--id", "a"}, []string{"refused update 1: ", "other"}},
-		"BrokerAway":         {nowhere, []string{"--id", "a"}, []string{"refused update 1: "}},
+		"NoInstance":         {env, []string{"--status", "Running"}, []string{"--id: required"}},
+		"TopicThatIsNotHere": {env, []string{"--service-bus-topic", "other", "--id", "a"}, []string{"stopped at update 1: ", "other"}},
+		"BrokerAway":         {nowhere, []string{"--id", "a"}, []string{"stopped at update 1: "}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -127,6 +127,9 @@ func (f *fields) document(cmd *cobra.Command) ([]byte, error) {
 	if f.failureType != "" || f.failureMessage != "" {
 		update["failure"] = map[string]string{"type": f.failureType, "message": f.failureMessage}
 	}
+	if len(update) > 0 && f.id == "" {
+		errs = append(errs, errors.New("--id: required"))
+	}
 	if len(update) == 0 || len(errs) > 0 {
 		return nil, errors.Join(errs...)
 	}

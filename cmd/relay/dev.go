@@ -30,9 +30,11 @@ the product and for tests: nothing is kept and nothing is protected.`,
 		if err != nil {
 			return err
 		}
-		stack, err := dev.New(cmd.Context(), dev.Options{Addr: *addr, NoSamples: *noSamples, Logger: log})
+		stack, err := dev.New(cmd.Context(), dev.Options{
+			Addr: *addr, Fixed: !strings.HasSuffix(*addr, ":0"), NoSamples: *noSamples, Logger: log,
+		})
 		if err != nil {
-			return fmt.Errorf("%w (another address: --addr)", err)
+			return fmt.Errorf("%w (--addr 127.0.0.1:0 takes a free port)", err)
 		}
 		out := cmd.OutOrStdout()
 		return stack.Run(cmd.Context(), func(info dev.Info) {
@@ -62,28 +64,30 @@ func greeting(i dev.Info) string {
   Service Bus  %[4]s
                topic %[5]s, subscription %[6]s
 
-Tokens (24 h): what a token may see is in internal/policy/development.yaml
+Tokens for 24 hours. An operator sees everything; the customer is u-1001 and sees percent, step and
+message of what has the label owner=u-1001 (internal/policy/development.yaml).
 
-  export OPERATOR=%[7]s
-  export CUSTOMER=%[8]s
-  export PUBLISHER=%[9]s
-
-Read a status; with the ETag of the answer, read it again and get 304 until it changes
-
-  curl -si %[2]s/v1/hubs/%[11]s/instances/%[10]s -H "Authorization: Bearer $OPERATOR"
-  curl -si %[2]s/v1/hubs/%[11]s/instances/%[10]s -H "Authorization: Bearer $CUSTOMER" -H 'If-None-Match: "…"'
+export OPERATOR=%[7]s
+export CUSTOMER=%[8]s
+export PUBLISHER=%[9]s
 
 Publish an update, over HTTP or straight to the topic
 
-  curl -si %[3]s/v1/updates -H "Authorization: Bearer $PUBLISHER" -d '{"hub":"demo","instanceId":"my-1","runtimeStatus":"Running","customStatus":{"percent":40,"step":"pack"},"labels":{"owner":"u-1001"}}'
-  STATUSRELAY_SERVICE_BUS_CONNECTION_STRING='%[4]s' \
-    go run ./cmd/notifier send --hub demo --id my-1 --status Running --custom '{"percent":60,"step":"ship"}'
-  curl -s %[2]s/v1/hubs/demo/instances/my-1 -H "Authorization: Bearer $CUSTOMER"
+curl -si %[3]s/v1/updates -H "Authorization: Bearer $PUBLISHER" -d '{"hub":"demo","instanceId":"my-1","runtimeStatus":"Running","customStatus":{"percent":40,"step":"pack","internalCost":7},"labels":{"owner":"u-1001"}}'
+export STATUSRELAY_SERVICE_BUS_CONNECTION_STRING='%[4]s'
+go run ./cmd/notifier send --hub demo --id my-1 --status Running --custom '{"percent":60,"step":"ship","internalCost":9}'
 
-Watch it (npx wscat): each change arrives as a status frame
+Read it; the same again with the ETag of the answer is a 304, until something changes that this caller sees
 
-  npx -y wscat -c %[12]s/v1/watch -s status.v1.json -H "Authorization: Bearer $OPERATOR" \
-    -x '{"type":"watch","ref":"1","instances":[{"hub":"%[11]s","instanceId":"%[10]s"}]}' -w 30
+curl -si %[2]s/v1/hubs/demo/instances/my-1 -H "Authorization: Bearer $OPERATOR"
+curl -si %[2]s/v1/hubs/demo/instances/my-1 -H "Authorization: Bearer $CUSTOMER"
+ETAG=$(curl -si %[2]s/v1/hubs/demo/instances/my-1 -H "Authorization: Bearer $CUSTOMER" | sed -n 's/^Etag: //p' | tr -d '\r')
+curl -si %[2]s/v1/hubs/demo/instances/my-1 -H "Authorization: Bearer $CUSTOMER" -H "If-None-Match: $ETAG"
+
+Watch a sample: each change arrives as a status frame (needs Node; Ctrl-C ends it)
+
+npx -y wscat -c %[12]s/v1/watch -s status.v1.json -H "Authorization: Bearer $OPERATOR" -w 600 \
+  -x '{"type":"watch","ref":"1","instances":[{"hub":"%[11]s","instanceId":"%[10]s"}]}'
 
 `, i.Dashboard, i.Relay, i.Notifier, i.ServiceBus, i.Topic, i.Subscription,
 		i.Tokens.Operator, i.Tokens.Customer, i.Tokens.Publisher, id, hub, socket)

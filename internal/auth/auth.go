@@ -43,6 +43,8 @@ var (
 	ErrUnauthenticated = errors.New("unauthenticated")
 	// ErrExpired is the ErrUnauthenticated of a token that was good once: its holder should get a new one.
 	ErrExpired = fmt.Errorf("%w: token expired", ErrUnauthenticated)
+	// ErrMissing is the ErrUnauthenticated of a request without any credential.
+	ErrMissing = fmt.Errorf("%w: no credential", ErrUnauthenticated)
 	// ErrForbidden says that it is known who asks, and that they may not.
 	ErrForbidden = errors.New("forbidden")
 )

@@ -45,7 +45,10 @@ const (
 
 // Options of a Stack. The zero value is a stack with samples on free ports.
 type Options struct {
-	Addr      string // of the dashboard and the relay; default 127.0.0.1:0, a free port
+	Addr string // of the dashboard and the relay; default 127.0.0.1:0, a free port
+	// Fixed prefers the ports that documents name for the notifier (8081) and
+	// the Service Bus endpoint (5672). What is taken is replaced by a free one.
+	Fixed     bool
 	NoSamples bool
 	Pace      time.Duration // of one step of a sample, about; default 700 ms
 	Logger    *slog.Logger  // nil: discard
@@ -123,7 +126,7 @@ func New(ctx context.Context, o Options) (_ *Stack, err error) {
 	if s.bus == nil {
 		s.bus = NewBus(0, 0)
 	}
-	if s.busListener, err = shell.Listen(ctx, "service bus", "127.0.0.1:0"); err != nil {
+	if s.busListener, err = listen(ctx, "service bus", o.Fixed, "5672"); err != nil {
 		return nil, err
 	}
 	if o.RedisAddr == "" {
@@ -178,9 +181,13 @@ func (s *Stack) build(ctx context.Context, o Options, public net.Listener, issue
 		return fmt.Errorf("relay: %w", err)
 	}
 	nc := notifier.Defaults()
-	nc.Listen, nc.PrivateListen, nc.Auth, nc.ServiceBus = "127.0.0.1:0", "127.0.0.1:0", signIn, connect
+	nc.PrivateListen, nc.Auth, nc.ServiceBus = "127.0.0.1:0", signIn, connect
+	ingest, err := listen(ctx, "notifier", o.Fixed, "8081")
+	if err != nil {
+		return err
+	}
 	nc.DrainTimeout = time.Second
-	s.notifier, err = notifier.New(ctx, nc, notifier.Options{Policy: rules, Logger: s.log.With("program", "notifier")})
+	s.notifier, err = notifier.New(ctx, nc, notifier.Options{Listener: ingest, Policy: rules, Logger: s.log.With("program", "notifier")})
 	if err != nil {
 		return fmt.Errorf("notifier: %w", err)
 	}
@@ -188,6 +195,16 @@ func (s *Stack) build(ctx context.Context, o Options, public net.Listener, issue
 	s.info.RelayPrivate = "http://" + s.relay.PrivateAddr().String()
 	s.info.NotifierPrivate = "http://" + s.notifier.PrivateAddr().String()
 	return nil
+}
+
+// listen binds the port that is preferred, if it is fixed and free, or any.
+func listen(ctx context.Context, what string, fixed bool, port string) (net.Listener, error) {
+	if fixed {
+		if l, err := shell.Listen(ctx, what, "127.0.0.1:"+port); err == nil {
+			return l, nil
+		}
+	}
+	return shell.Listen(ctx, what, "127.0.0.1:0")
 }
 
 // describe fills in what is known before anything runs.

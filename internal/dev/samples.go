@@ -161,6 +161,7 @@ func order(ctx context.Context, r *run) error {
 		})
 		r.rest(ctx, 2)
 	}
+	r.progress(ctx, map[string]any{"percent": 100, "step": "done", "message": "On its way", "steps": len(steps)})
 	return nil
 }
 
@@ -224,5 +225,6 @@ func approval(ctx context.Context, r *run) error {
 	}
 	r.progress(ctx, map[string]any{"percent": 90, "step": "decided", "message": "Approved, paying out"})
 	r.rest(ctx, 3)
+	r.progress(ctx, map[string]any{"percent": 100, "step": "paid", "message": "Paid out"})
 	return nil
 }

@@ -5,8 +5,8 @@
 //
 // It promises that a caller sees the view of their audience and nothing else,
 // and that an instance they may not see is answered exactly like one that does
-// not exist. The answer carries a strong ETag of what this audience sees, so
-// that If-None-Match is answered with 304 until that changes (RFC 9110 section
+// not exist. The answer carries an ETag of what this audience sees, so that
+// If-None-Match is answered with 304 until that changes (RFC 9110 section
 // 13.1.2), and may be kept but not used unasked (Cache-Control: private,
 // no-cache). Errors are problem+json (package problem).
 //
@@ -74,9 +74,7 @@ func New(o Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/v1/hubs/{hub}/instances/{instanceId}", a.handle(a.instance))
 	mux.Handle("/v1/instances/{instanceId}", a.handle(a.instance))
-	mux.Handle("/", a.handle(func(http.ResponseWriter, *http.Request) (int, error) {
-		return 0, fmt.Errorf("path: %w", status.ErrNotFound)
-	}))
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { problem.Write(w, problem.NoResource()) })
 	return mux
 }
 
@@ -86,7 +84,7 @@ func (a *api) handle(answer func(http.ResponseWriter, *http.Request) (int, error
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		h := w.Header()
-		h.Set("Vary", "Authorization, Accept")
+		h.Add("Vary", "Authorization, Accept") // beside what CORS has set
 		h.Set("X-Content-Type-Options", "nosniff")
 		code, err := http.StatusMethodNotAllowed, error(nil)
 		if r.Method == http.MethodGet || r.Method == http.MethodHead {
@@ -117,7 +115,7 @@ func (a *api) authenticate(r *http.Request) (*auth.Principal, error) {
 	case err != nil:
 		return nil, err
 	case !ok:
-		return nil, auth.ErrUnauthenticated
+		return nil, auth.ErrMissing
 	}
 	return a.Verify(r.Context(), token)
 }
@@ -166,10 +164,11 @@ func (a *api) instance(w http.ResponseWriter, r *http.Request) (int, error) {
 		w.WriteHeader(http.StatusNotModified)
 		return http.StatusNotModified, nil
 	}
+	body := append(view.JSON, '\n') // people read it in terminals
 	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(len(view.JSON)))
+	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(http.StatusOK)
-	_, _ = w.Write(view.JSON) // the client is gone: nobody is left to tell
+	_, _ = w.Write(body) // the client is gone: nobody is left to tell
 	return http.StatusOK, nil
 }
 
@@ -177,6 +176,7 @@ func (a *api) instance(w http.ResponseWriter, r *http.Request) (int, error) {
 // comparison (RFC 9110 section 8.8.3.2). Entity tags contain no comma here, so
 // that splitting at commas finds ours wherever it stands.
 func matches(field []string, etag string) bool {
+	etag = strings.TrimPrefix(etag, "W/")
 	for _, line := range field {
 		for tag := range strings.SplitSeq(line, ",") {
 			tag = strings.TrimSpace(tag)

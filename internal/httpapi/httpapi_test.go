@@ -140,7 +140,7 @@ func TestETagAnswersNotModifiedUntilTheViewChanges(t *testing.T) {
 	r := record("a")
 	h, s := newAPI(t, r)
 	etag := get(h, "/v1/instances/a", "customer.u-1").Header().Get("ETag")
-	for _, field := range []string{etag, "W/" + etag, `"x", ` + etag, "*"} {
+	for _, field := range []string{etag, strings.TrimPrefix(etag, "W/"), `"x", ` + etag, "*"} {
 		w := get(h, "/v1/instances/a", "customer.u-1", "If-None-Match", field)
 		if w.Code != 304 || w.Body.Len() > 0 || w.Header().Get("ETag") != etag {
 			t.Errorf("If-None-Match %s: got %d %s", field, w.Code, w.Body)

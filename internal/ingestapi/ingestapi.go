@@ -88,11 +88,7 @@ func New(o Options) http.Handler {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/v1/updates", a.serve)
-	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
-		p := problem.Of(status.ErrNotFound)
-		p.Title = "There is no such resource."
-		problem.Write(w, p)
-	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { problem.Write(w, problem.NoResource()) })
 	return mux
 }
 
@@ -113,6 +109,11 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 	who, err := a.authenticate(r)
 	if err != nil {
 		a.refuse(w, r, err)
+		return
+	}
+	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
+		w.Header().Set("Accept-Encoding", "identity")
+		problem.Write(w, problem.UnsupportedEncoding())
 		return
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, a.MaxBodyBytes))
@@ -152,7 +153,7 @@ func (a *api) authenticate(r *http.Request) (*auth.Principal, error) {
 	case err != nil:
 		return nil, err
 	case !ok:
-		return nil, auth.ErrUnauthenticated
+		return nil, auth.ErrMissing
 	}
 	return a.Verify(r.Context(), token)
 }

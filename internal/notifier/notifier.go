@@ -32,8 +32,9 @@ import (
 // Options are what a caller in this process may hand in beside the
 // configuration. The zero value is what cmd/notifier uses.
 type Options struct {
-	Policy *policy.Policy // nil: Config.Policy is read
-	Logger *slog.Logger   // nil: as Config.Log says, to standard error
+	Listener net.Listener   // the public listener; nil: Config.Listen is bound
+	Policy   *policy.Policy // nil: Config.Policy is read
+	Logger   *slog.Logger   // nil: as Config.Log says, to standard error
 }
 
 // Notifier is one replica.
@@ -51,7 +52,7 @@ type Notifier struct {
 
 // New builds a replica from a valid configuration and binds its ports.
 func New(ctx context.Context, c Config, o Options) (_ *Notifier, err error) {
-	n := &Notifier{config: c, log: o.Logger}
+	n := &Notifier{config: c, log: o.Logger, listener: o.Listener}
 	defer func() {
 		if err != nil {
 			n.release()
@@ -80,8 +81,10 @@ func New(ctx context.Context, c Config, o Options) (_ *Notifier, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("service bus: %w", err)
 	}
-	if n.listener, err = shell.Listen(ctx, "listen", c.Listen); err != nil {
-		return nil, err
+	if n.listener == nil {
+		if n.listener, err = shell.Listen(ctx, "listen", c.Listen); err != nil {
+			return nil, err
+		}
 	}
 	if n.private, err = shell.Listen(ctx, "private_listen", c.PrivateListen); err != nil {
 		return nil, err

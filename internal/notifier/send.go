@@ -30,16 +30,17 @@ type Sender struct {
 	Progress func(sent, refused int)
 
 	sent, refused int
+	failed        error // the broker is away or does not let us
 	numbers       []int // of the messages that wait
 	waiting       []wire.Message
 }
 
 // Lines publishes the updates of an NDJSON stream: one document a line, blank
 // lines skipped. It returns how many the broker has accepted and how many were
-// refused; err says why the stream was not read to its end.
+// refused; err says why it stopped before the end of the stream.
 func (s *Sender) Lines(ctx context.Context, in io.Reader) (sent, refused int, err error) {
 	r := bufio.NewReaderSize(in, wire.MaxMessageBytes+1)
-	for number := 1; err == nil; number++ {
+	for number := 1; err == nil && s.failed == nil; number++ {
 		var line []byte
 		line, err = r.ReadSlice('\n')
 		tooLong := errors.Is(err, bufio.ErrBufferFull)
@@ -53,11 +54,11 @@ func (s *Sender) Lines(ctx context.Context, in io.Reader) (sent, refused int, er
 			s.add(ctx, number, line)
 		}
 	}
-	s.flush(ctx)
 	if errors.Is(err, io.EOF) {
 		err = nil
 	}
-	return s.sent, s.refused, errors.Join(err, ctx.Err())
+	s.flush(ctx)
+	return s.sent, s.refused, errors.Join(err, s.failed)
 }
 
 // Documents publishes updates that are already in hand.
@@ -66,7 +67,7 @@ func (s *Sender) Documents(ctx context.Context, documents [][]byte) (sent, refus
 		s.add(ctx, i+1, d)
 	}
 	s.flush(ctx)
-	return s.sent, s.refused, ctx.Err()
+	return s.sent, s.refused, s.failed
 }
 
 func (s *Sender) add(ctx context.Context, number int, document []byte) {
@@ -89,16 +90,22 @@ func (s *Sender) refuse(number int, err error) {
 	s.Refused(number, err)
 }
 
+// flush publishes what waits. What is no fault of an update ends the sender:
+// it would befall all that follow.
 func (s *Sender) flush(ctx context.Context) {
-	if len(s.waiting) > 0 {
-		for i, err := range Send(ctx, s.Publisher, s.waiting) {
-			if err != nil {
-				s.refuse(s.numbers[i], err)
-				continue
-			}
-			s.sent++
-		}
-		s.waiting, s.numbers = s.waiting[:0], s.numbers[:0]
+	if s.failed != nil || len(s.waiting) == 0 {
+		return
 	}
+	for i, err := range Send(ctx, s.Publisher, s.waiting) {
+		switch {
+		case err == nil:
+			s.sent++
+		case errors.Is(err, status.ErrInvalid):
+			s.refuse(s.numbers[i], err)
+		case s.failed == nil:
+			s.failed = fmt.Errorf("stopped at update %d: %w", s.numbers[i], err)
+		}
+	}
+	s.waiting, s.numbers = s.waiting[:0], s.numbers[:0]
 	s.Progress(s.sent, s.refused)
 }

@@ -17,9 +17,9 @@ import (
 type View struct {
 	// JSON is one object (DESIGN 4, "The view").
 	JSON []byte
-	// ETag is a strong validator, quoted (RFC 9110, section 8.8.3). It does not
-	// cover the version, so that a change which the audience cannot see leaves
-	// it alone.
+	// ETag is a validator, as the header has it (RFC 9110, section 8.8.3). It
+	// does not cover the version, so that a change which the audience cannot
+	// see leaves it alone; that is what makes it a weak one.
 	ETag string
 }
 
@@ -86,8 +86,8 @@ func (a *Audience) View(r *status.Record) View {
 
 func etagOf(content []byte) string {
 	sum := sha256.Sum256(content)
-	var buf [2 + (etagBytes*8+5)/6]byte
-	b := append(buf[:0], '"')
+	var buf [len(`W/""`) + (etagBytes*8+5)/6]byte
+	b := append(buf[:0], `W/"`...)
 	b = base64.RawURLEncoding.AppendEncode(b, sum[:etagBytes])
 	return string(append(b, '"'))
 }

@@ -134,7 +134,7 @@ func TestETagFollowsWhatTheAudienceSees(t *testing.T) {
 		}
 	}
 	// entity-tag = DQUOTE *etagc DQUOTE, not weak
-	if tag := everything.View(full()).ETag; !regexp.MustCompile(`^"[A-Za-z0-9_-]{16}"$`).MatchString(tag) {
+	if tag := everything.View(full()).ETag; !regexp.MustCompile(`^W/"[A-Za-z0-9_-]{16}"$`).MatchString(tag) {
 		t.Errorf("ETag %s", tag)
 	}
 }

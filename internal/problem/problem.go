@@ -48,6 +48,16 @@ func MethodNotAllowed() Problem {
 	return named("method-not-allowed", http.StatusMethodNotAllowed, "This resource does not have that method.")
 }
 
+// NoResource says that nothing is at that path.
+func NoResource() Problem {
+	return named("not-found", http.StatusNotFound, "There is no such resource.")
+}
+
+// UnsupportedEncoding says that the body's Content-Encoding is not understood.
+func UnsupportedEncoding() Problem {
+	return named("unsupported-encoding", http.StatusUnsupportedMediaType, "The request's content encoding is not supported.")
+}
+
 // TooLarge says that the request's body exceeds the limit, in bytes.
 func TooLarge(limit int64) Problem {
 	p := named("too-large", http.StatusRequestEntityTooLarge, "The request is too large.")
@@ -90,7 +100,10 @@ func Of(err error) Problem {
 		return p
 	case errors.Is(err, auth.ErrUnauthenticated):
 		p := named("unauthenticated", http.StatusUnauthorized, "A valid bearer token is required.")
-		p.Challenge = "Bearer"
+		p.Challenge = `Bearer error="invalid_token"`
+		if errors.Is(err, auth.ErrMissing) {
+			p.Challenge = "Bearer" // RFC 6750 section 3.1: no error code for who did not try
+		}
 		return p
 	case errors.Is(err, auth.ErrForbidden):
 		return named("forbidden", http.StatusForbidden, "You may not do this.")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -21,9 +22,18 @@ func Main(root *cobra.Command) {
 	defer stop()
 	context.AfterFunc(ctx, stop)
 	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", root.Name(), err)
+		fmt.Fprintln(os.Stderr, complaint(root.Name(), err))
 		os.Exit(1)
 	}
+}
+
+// complaint is an error as people read it: one line, or a list of mistakes.
+func complaint(program string, err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	if len(lines) == 1 {
+		return program + ": " + lines[0]
+	}
+	return fmt.Sprintf("%s: %d mistakes\n  %s", program, len(lines), strings.Join(lines, "\n  "))
 }
 
 // NewRoot returns the root of a program's commands.

@@ -98,7 +98,7 @@ type ServiceBus struct {
 func (s ServiceBus) Validate() error {
 	var errs []error
 	if (s.ConnectionString.Reveal() == "") == (s.Namespace == "") {
-		errs = append(errs, errors.New("service_bus: exactly one of connection_string and namespace is required"))
+		errs = append(errs, errors.New("service_bus: exactly one is required: a connection string (STATUSRELAY_SERVICE_BUS_CONNECTION_STRING, or service_bus.connection_string_file), or service_bus.namespace"))
 	}
 	if s.Topic == "" {
 		errs = append(errs, errors.New("service_bus.topic: required"))
@@ -196,7 +196,7 @@ func Healthcheck(ctx context.Context, address string) error {
 	}
 	answer, err := http.DefaultClient.Do(request)
 	if err != nil {
-		return err
+		return fmt.Errorf("private_listen %s: %w", address, err)
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {

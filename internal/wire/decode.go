@@ -233,6 +233,9 @@ func (p *parser) document(top, data *object) error {
 		return p.malformed(err)
 	}
 	if !isObject {
+		if body := bytes.TrimLeft(p.body, " \t\r\n"); len(body) > 0 && body[0] == '"' {
+			return noUpdate("", "a JSON string, not an object: was it encoded twice?")
+		}
 		return noUpdate("", "not a JSON object")
 	}
 	return nil

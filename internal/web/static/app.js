@@ -5,7 +5,7 @@ const PROTOCOL = "status.v1.json";
 const FINAL = new Set(["Completed", "Failed", "Canceled", "Terminated"]);
 const NOTES = {
   operator: "An operator sees every field of every instance.",
-  customer: "A customer sees percent, step and message of the instances they own. The rest never reaches their browser.",
+  customer: "Customer u-1001 sees percent, step and message of the instances they own. The rest never reaches their browser.",
 };
 
 const cells = new Map(); // "hub/instanceId" → {hub, instanceId, version, status, card}
@@ -125,7 +125,12 @@ function drawSummary() {
   $("role-note").textContent = NOTES[role];
 }
 
+function drawProblem(text) {
+  $("problem").textContent = text;
+}
+
 function drawConnection(state, text) {
+  document.body.dataset.state = state;
   $("connection").dataset.state = state;
   $("connection-text").textContent = text;
 }
@@ -134,7 +139,14 @@ function drawConnection(state, text) {
 
 const base64url = (text) => btoa(text).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
 
+// A relay that is frozen, or a network that swallows everything, closes no
+// socket, and a page does not see pings. So it asks when it has heard nothing.
+const SILENCE = 15_000; // ms without a frame until the page asks
+const ANSWER = 5_000; // ms for the answer
+
 let socket;
+let heard = 0; // when the last frame came
+let asked = 0; // when the page asked whether anybody is there, 0: it did not
 let attempt = 0;
 let retry; // timer of the next attempt
 
@@ -156,10 +168,14 @@ async function connect() {
   const ws = new WebSocket(url, [PROTOCOL, `bearer.${base64url(session.tokens[role])}`]);
   socket = ws;
   ws.onmessage = ({ data }) => ws === socket && receive(JSON.parse(data));
+  heard = Date.now();
+  asked = 0;
   ws.onclose = ({ code }) => ws === socket && later(code);
 }
 
 function receive(frame) {
+  heard = Date.now();
+  asked = 0;
   switch (frame.type) {
     case "welcome":
       attempt = 0;
@@ -175,7 +191,7 @@ function receive(frame) {
       offer(frame, null);
       break;
     case "problem":
-      console.warn("problem", frame);
+      drawProblem(`${frame.title} ${frame.field ?? ""} ${frame.detail ?? ""}`);
       break;
   }
 }
@@ -187,12 +203,25 @@ function watch(list) {
   }
 }
 
+function checkSilence() {
+  if (!socket) return;
+  const now = Date.now();
+  if (asked && now - asked > ANSWER) {
+    const silent = socket;
+    later("silent");
+    silent.close();
+  } else if (!asked && now - heard > SILENCE && socket.readyState === WebSocket.OPEN) {
+    asked = now;
+    watch([...cells.values()].slice(0, 1));
+  }
+}
+
 // later connects again after a random pause that grows: a relay that restarts
 // must not meet all its clients at once.
 function later(code) {
   socket = undefined;
   const pause = Math.random() * Math.min(15_000, 500 * 2 ** attempt++);
-  drawConnection("offline", code ? `Reconnecting (closed with ${code})` : "Reconnecting");
+  drawConnection("offline", code ? `Reconnecting (${code})` : "Reconnecting");
   retry = setTimeout(connect, pause);
 }
 
@@ -215,6 +244,7 @@ document.querySelector(".roles").addEventListener("change", (e) => {
 $("add").addEventListener("submit", (e) => {
   e.preventDefault();
   const form = new FormData(e.target);
+  drawProblem("");
   const c = cell(form.get("hub"), form.get("instanceId").trim());
   draw(c);
   if (socket?.readyState === WebSocket.OPEN) watch([c]);
@@ -223,6 +253,9 @@ $("add").addEventListener("submit", (e) => {
 });
 
 addEventListener("online", reconnect);
-setInterval(() => cells.forEach(drawAge), 500);
+setInterval(() => {
+  cells.forEach(drawAge);
+  checkSilence();
+}, 500);
 drawSummary();
 connect();
