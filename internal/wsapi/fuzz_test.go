@@ -48,7 +48,7 @@ func FuzzClientFrame(f *testing.F) {
 			_, answer, err := conn.ReadMessage()
 			if ce := (*websocket.CloseError)(nil); errors.As(err, &ce) {
 				switch ce.Code {
-				case websocket.CloseMessageTooBig, websocket.CloseInternalServerErr, 4401, 4429:
+				case websocket.CloseInvalidFramePayloadData, websocket.CloseMessageTooBig, websocket.CloseInternalServerErr, 4401, 4403, 4429:
 					return
 				}
 			}

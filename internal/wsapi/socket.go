@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gorilla/websocket"
 
@@ -30,6 +31,7 @@ type closure struct {
 
 // The closures are never modified.
 var (
+	closeNotText         = &closure{websocket.CloseInvalidFramePayloadData, "not UTF-8"}
 	closeTooBig          = &closure{websocket.CloseMessageTooBig, "frame too big"}
 	closeInternal        = &closure{websocket.CloseInternalServerErr, "internal error"}
 	closeRestart         = &closure{websocket.CloseServiceRestart, "restarting"}
@@ -255,6 +257,10 @@ func (s *socket) handle(kind int, frame []byte) {
 		s.misuse(invalid("", "not a text frame"), "")
 		return
 	}
+	if !utf8.Valid(frame) {
+		s.fail(closeNotText) // RFC 6455 section 8.1
+		return
+	}
 	r, err := decode(frame, s.server.o.DefaultHub)
 	switch {
 	case s.principal.Load() == nil && r.Type != typeAuth:
@@ -306,7 +312,7 @@ func (s *socket) auth(r request) {
 		s.server.authenticated()
 	case who.Issuer != old.Issuer || who.Subject != old.Subject:
 		s.problem(fmt.Errorf("another principal: %w", auth.ErrForbidden), r.Ref)
-		s.fail(closeUnauthenticated)
+		s.fail(closeForbidden)
 	default:
 		s.enter(who, r.Ref)
 		s.reassess()

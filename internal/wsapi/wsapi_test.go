@@ -283,7 +283,7 @@ func TestRefreshAsSomebodyElseIsRefusedAndCloses(t *testing.T) {
 	fake(t, wsapi.Options{}, func(t *testing.T, w *world) {
 		c := w.as("alice")
 		c.send(`{"type":"auth","token":"bob"}`)
-		c.wants("problem 403", "close 4401")
+		c.wants("problem 403", "close 4403")
 	})
 }
 
@@ -505,6 +505,14 @@ func TestUnwatchedIsNotSentAnyMore(t *testing.T) {
 	})
 }
 
+func TestFrameThatIsNotUTF8Closes1007(t *testing.T) {
+	fake(t, wsapi.Options{}, func(t *testing.T, w *world) {
+		c := w.as("alice")
+		c.send("{\"type\":\"watch\",\"ref\":\"\xff\",\"instances\":[{\"instanceId\":\"i\"}]}")
+		c.wants("close 1007")
+	})
+}
+
 func TestMisuse(t *testing.T) {
 	text := func(frame string) func(*client) { return func(c *client) { c.send(frame) } }
 	for name, send := range map[string]func(*client){
@@ -514,7 +522,6 @@ func TestMisuse(t *testing.T) {
 		"null":               text(`null`),
 		"nothing":            text(``),
 		"duplicate names":    text(`{"type":"watch","type":"watch","instances":[{"instanceId":"i"}]}`),
-		"invalid UTF-8":      text("{\"type\":\"watch\",\"ref\":\"\xff\",\"instances\":[{\"instanceId\":\"i\"}]}"),
 		"lone surrogate":     text(`{"type":"watch","instances":[{"instanceId":"\ud800"}]}`),
 		"deep nesting":       text(`{"type":"watch","x":` + strings.Repeat("[", 5000) + strings.Repeat("]", 5000) + `,"instances":[{"instanceId":"i"}]}`),
 		"unknown type":       text(`{"type":"subscribe"}`),
