@@ -58,7 +58,7 @@ func (w *world) do(method, url, token string, body io.Reader, headers ...string)
 	}
 	defer got.Body.Close()
 	text, err := io.ReadAll(got.Body)
-	return answer{got.StatusCode, got.Header, text}, err
+	return answer{got.StatusCode, got.Header, bytes.TrimSuffix(text, []byte("\n"))}, err // which is for terminals
 }
 
 func instanceURL(r *replica, k status.Key) string {
