@@ -14,6 +14,17 @@ import (
 // none, or none to be believed. A tombstone is a record with Purged. It is all
 // or nothing: an error comes without records.
 func (s *Store) Latest(ctx context.Context, keys []status.Key) ([]*status.Record, error) {
+	if len(keys) != 1 {
+		return s.readLatest(ctx, keys)
+	}
+	r, err := s.reads.latest(ctx, keys[0])
+	if err != nil {
+		return nil, err
+	}
+	return []*status.Record{r}, nil
+}
+
+func (s *Store) readLatest(ctx context.Context, keys []status.Key) ([]*status.Record, error) {
 	if len(keys) == 1 {
 		return s.latestOne(ctx, keys[0])
 	}
@@ -36,7 +47,7 @@ func (s *Store) Latest(ctx context.Context, keys []status.Key) ([]*status.Record
 	return records, nil
 }
 
-// latestOne is Latest for what is asked most: a pipeline of one costs more.
+// latestOne is readLatest for one: a pipeline of one costs more.
 func (s *Store) latestOne(ctx context.Context, k status.Key) ([]*status.Record, error) {
 	r, err := s.record(k, s.client.HMGet(ctx, s.name(k), "v", "s", "r"), nil)
 	if err != nil {
@@ -70,10 +81,16 @@ func (s *Store) state(key status.Key, fields []any) state {
 	if !ok {
 		return state{stamp: stamp}
 	}
+	if m, ok := s.decoded.Get(key); ok && m.version == version && m.stored == stored {
+		return state{m.record, stamp}
+	}
 	r, err := decode(key, version, stored)
 	if err != nil {
 		s.distrust(key, err)
 		return state{stamp: stamp}
+	}
+	if len(stored) <= maxMemo {
+		s.decoded.Add(key, memo{version, stored, r})
 	}
 	return state{r, stamp}
 }
@@ -83,3 +100,17 @@ func (s *Store) distrust(key status.Key, err error) {
 	s.metrics.corrupt.Inc()
 	s.options.Logger.Warn("corrupt record in redis", "hub", key.Hub, "instanceId", key.InstanceID, "error", err)
 }
+
+// A memo is a record beside the text that it was decoded from. What is read
+// often is decoded once; a text that differs in one byte is decoded again, so
+// that a memo is never more than that.
+type memo struct {
+	version, stored string
+	record          *status.Record
+}
+
+// The memos of a Store take some 16 MiB at most.
+const (
+	maxMemos = 2048
+	maxMemo  = 4 << 10 // bytes of the text
+)

@@ -40,6 +40,7 @@ import (
 	"strings"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
@@ -141,6 +142,8 @@ type Store struct {
 	client  redis.UniversalClient
 	metrics metrics
 	cache   *cache
+	reads   gather
+	decoded *lru.Cache[status.Key, memo]
 	putName string // of put.lua, for EVALSHA
 }
 
@@ -153,13 +156,20 @@ func New(o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("redis store: %w", err)
 	}
-	return &Store{
+	decoded, err := lru.New[status.Key, memo](maxMemos)
+	if err != nil {
+		return nil, fmt.Errorf("redis store: %w", err)
+	}
+	s := &Store{
 		options: o,
 		client:  newClient(&o),
 		metrics: m,
 		cache:   newCache(o.CacheBytes),
+		decoded: decoded,
 		putName: scriptName(putScript),
-	}, nil
+	}
+	s.reads.store = s
+	return s, nil
 }
 
 func newClient(o *Options) redis.UniversalClient {
@@ -226,7 +236,9 @@ func (s *Store) Ping(ctx context.Context) error {
 
 // Close closes all connections. Calls that are under way fail.
 func (s *Store) Close() error {
-	if err := s.client.Close(); err != nil {
+	err := s.client.Close()
+	s.reads.close()
+	if err != nil {
 		return fmt.Errorf("close redis: %w", err)
 	}
 	return nil

@@ -1,11 +1,14 @@
 package redisstore_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -214,4 +217,59 @@ func FuzzStoredRecord(f *testing.F) {
 			t.Fatalf("got %+v, %v after a put", after, err)
 		}
 	})
+}
+
+// Reads that come together are sent together: each gets its own, none an older
+// one than before, and one whose caller has gone fails nobody else's.
+func TestReadsAtTheSameTimeGetTheirOwn(t *testing.T) {
+	server := miniredis.RunT(t)
+	s, err := redisstore.New(redisstore.Options{Addrs: []string{server.Addr()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const instances, readers, reads = 7, 40, 100
+	put := func(i, n int) {
+		generation, sequence := int64(1), int64(n)
+		_, errs := s.Put(t.Context(), []*status.Update{{
+			Hub: "h", InstanceID: fmt.Sprint(i), Kind: status.KindProgress, Generation: &generation, Sequence: &sequence,
+			CustomStatus: json.RawMessage(fmt.Sprint(n)),
+		}})
+		if errs[0] != nil {
+			t.Error(errs[0])
+		}
+	}
+	for i := range instances {
+		put(i, 1)
+	}
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for n := range 200 {
+			put(n%instances, n+2)
+		}
+	})
+	for reader := range readers {
+		wg.Go(func() {
+			newest := make(map[int]int64)
+			for n := range reads {
+				i := (reader + n) % instances
+				if n%10 == 0 {
+					_, _ = s.Latest(gone, []status.Key{{Hub: "h", InstanceID: fmt.Sprint(i)}})
+				}
+				records, err := s.Latest(t.Context(), []status.Key{{Hub: "h", InstanceID: fmt.Sprint(i)}})
+				if err != nil || records[0] == nil {
+					t.Errorf("instance %d: got %v, %v", i, records, err)
+					return
+				}
+				r := records[0]
+				if r.InstanceID != fmt.Sprint(i) || r.Version < newest[i] {
+					t.Errorf("instance %d: got %s at %d after %d", i, r.InstanceID, r.Version, newest[i])
+				}
+				newest[i] = r.Version
+			}
+		})
+	}
+	wg.Wait()
 }
