@@ -38,7 +38,7 @@ var tree = []pkg{
 
 	// edges: one technology each
 	{"servicebus", "azservicebus azure amqp backoff uuid", ""},
-	{"redisstore", "go-redis", "miniredis"},
+	{"redisstore", "go-redis lru", "miniredis"},
 	{"httpapi", "auth policy hub problem", "openapi"},
 	{"wsapi", "auth policy hub problem gorilla", ""},
 	{"ingestapi", "auth policy wire problem rate", "openapi"},
