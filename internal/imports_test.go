@@ -33,7 +33,7 @@ var tree = []pkg{
 	{"hub", "", ""},
 	{"auth", "jose lru", ""},
 	{"auth/devissuer", "auth jose", ""},
-	{"ingest", "wire policy", ""},
+	{"ingest", "wire policy rate", ""},
 	{"problem", "auth", ""},
 
 	// edges: one technology each

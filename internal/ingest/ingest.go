@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"statusrelay/internal/policy"
 	"statusrelay/internal/status"
@@ -44,11 +45,13 @@ type Ingester struct {
 	now        func() time.Time
 	updates    *prometheus.CounterVec
 	clashes    prometheus.Counter
+	warn       rate.Sometimes // of a suspected clash: one publisher's mistake befalls every update of its
 }
 
 // New returns an Ingester.
 func New(o Options) *Ingester {
 	in := &Ingester{
+		warn:  rate.Sometimes{First: 1, Interval: time.Minute},
 		store: o.Store, policy: o.Policy, defaultHub: o.DefaultHub, log: o.Logger, now: o.Now,
 		updates: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "statusrelay_ingest_updates_total",
@@ -133,7 +136,9 @@ func (in *Ingester) count(u *status.Update, out status.Outcome, err error) {
 	in.updates.WithLabelValues(outcome).Inc()
 	if out.SuspectedClash {
 		in.clashes.Inc()
-		in.log.Warn("lifecycle update is older than its record by seconds of generation: do two publishers take different clock readings for the start of an execution?",
-			"hub", u.Hub, "instanceId", u.InstanceID, "generation", *u.Generation)
+		in.warn.Do(func() {
+			in.log.Warn("lifecycle update is older than its record by seconds of generation: do two publishers take different clock readings for the start of an execution?",
+				"hub", u.Hub, "instanceId", u.InstanceID, "generation", *u.Generation)
+		})
 	}
 }
