@@ -2,8 +2,7 @@
 # Installs the programs that the tests run: redis-server, chromium, and a C
 # compiler for the race detector. Does nothing when they are there. As root on
 # Debian or Ubuntu it installs what is missing; elsewhere it names it, and the
-# tests that need it skip themselves (with CI set, that is an error: a green run
-# means that everything ran).
+# tests that need it fail and say so: a green run means that everything ran.
 set -euo pipefail
 
 missing=()

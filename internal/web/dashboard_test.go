@@ -53,8 +53,13 @@ func stack(t *testing.T, addr string) (info dev.Info, stop func()) {
 // browser returns a real one, and what it complained of.
 func browser(t *testing.T) (ctx context.Context, complaints func() []string) {
 	t.Helper()
-	path, err := exec.LookPath("chromium")
-	if err != nil {
+	var path string
+	for _, name := range []string{"google-chrome", "chromium-browser", "chromium"} {
+		if found, err := exec.LookPath(name); err == nil {
+			path = found
+		}
+	}
+	if path == "" {
 		t.Fatal("chromium is not installed: make test installs it")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
