@@ -30,6 +30,7 @@
 package auth
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -69,6 +70,18 @@ type Principal struct {
 // Expired reports whether the principal's credential is no longer good.
 func (p *Principal) Expired(now time.Time) bool {
 	return !p.Expires.IsZero() && !now.Before(p.Expires)
+}
+
+// Authenticate returns who sends a request, by its bearer token. A request without one is an ErrMissing.
+func Authenticate(r *http.Request, verify func(context.Context, string) (*Principal, error)) (*Principal, error) {
+	token, ok, err := Bearer(r)
+	switch {
+	case err != nil:
+		return nil, err
+	case !ok:
+		return nil, ErrMissing
+	}
+	return verify(r.Context(), token)
 }
 
 // Bearer returns the token of the request's Authorization header (RFC 6750, section 2.1). ok is false when there is

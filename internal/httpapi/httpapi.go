@@ -109,17 +109,6 @@ func (a *api) handle(answer func(http.ResponseWriter, *http.Request) (int, error
 	})
 }
 
-func (a *api) authenticate(r *http.Request) (*auth.Principal, error) {
-	token, ok, err := auth.Bearer(r)
-	switch {
-	case err != nil:
-		return nil, err
-	case !ok:
-		return nil, auth.ErrMissing
-	}
-	return a.Verify(r.Context(), token)
-}
-
 // key reads the instance from the path.
 func (a *api) key(r *http.Request) (status.Key, error) {
 	k := status.Key{Hub: r.PathValue("hub"), InstanceID: r.PathValue("instanceId")}
@@ -134,7 +123,7 @@ func (a *api) key(r *http.Request) (status.Key, error) {
 
 // instance answers with the caller's view of one instance.
 func (a *api) instance(w http.ResponseWriter, r *http.Request) (int, error) {
-	who, err := a.authenticate(r)
+	who, err := auth.Authenticate(r, a.Verify)
 	if err != nil {
 		return 0, err
 	}

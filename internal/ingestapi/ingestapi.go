@@ -106,7 +106,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 		problem.Write(w, problem.MethodNotAllowed())
 		return
 	}
-	who, err := a.authenticate(r)
+	who, err := auth.Authenticate(r, a.Verify)
 	if err != nil {
 		a.refuse(w, r, err)
 		return
@@ -145,17 +145,6 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	a.answer(w, a.publish(r, who, documents))
-}
-
-func (a *api) authenticate(r *http.Request) (*auth.Principal, error) {
-	token, ok, err := auth.Bearer(r)
-	switch {
-	case err != nil:
-		return nil, err
-	case !ok:
-		return nil, auth.ErrMissing
-	}
-	return a.Verify(r.Context(), token)
 }
 
 // refuse answers a request that failed as a whole.
