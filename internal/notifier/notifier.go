@@ -10,18 +10,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"net"
 	"net/http"
-	"os"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"statusrelay/internal/auth"
 	"statusrelay/internal/ingestapi"
-	"statusrelay/internal/policy"
 	"statusrelay/internal/servicebus"
 	"statusrelay/internal/shell"
 	"statusrelay/internal/status"
@@ -31,19 +26,12 @@ import (
 
 // Options are what a caller in this process may hand in beside the
 // configuration. The zero value is what cmd/notifier uses.
-type Options struct {
-	Listener net.Listener   // the public listener; nil: Config.Listen is bound
-	Policy   *policy.Policy // nil: Config.Policy is read
-	Logger   *slog.Logger   // nil: as Config.Log says, to standard error
-}
+type Options = shell.Given
 
 // Notifier is one replica.
 type Notifier struct {
+	*shell.Base
 	config    Config
-	log       *slog.Logger
-	listener  net.Listener // public
-	private   net.Listener
-	verifier  *auth.Verifier
 	publisher *servicebus.Publisher
 	public    *http.Server
 	admin     *http.Server
@@ -51,58 +39,30 @@ type Notifier struct {
 }
 
 // New builds a replica from a valid configuration and binds its ports.
-func New(ctx context.Context, c Config, o Options) (_ *Notifier, err error) {
-	n := &Notifier{config: c, log: o.Logger, listener: o.Listener}
-	defer func() {
-		if err != nil {
-			n.release()
-		}
-	}()
-	if n.log == nil {
-		if n.log, err = telemetry.NewLogger(os.Stderr, c.Log.Level, c.Log.Format); err != nil {
-			return nil, err
-		}
-	}
-	rules := o.Policy
-	if rules == nil {
-		if rules, err = shell.Policy(c.Policy); err != nil {
-			return nil, err
-		}
-	}
-	rules = rules.WithLogger(n.log)
-	metrics := telemetry.NewRegistry()
-	if n.verifier, err = c.Auth.Verifier(n.log, metrics); err != nil {
-		return nil, fmt.Errorf("auth: %w", err)
-	}
-	n.publisher, err = servicebus.NewPublisher(servicebus.Options{
-		ConnectionString: c.ServiceBus.ConnectionString.Reveal(), Namespace: c.ServiceBus.Namespace,
-		Topic: c.ServiceBus.Topic, Logger: n.log, Metrics: metrics,
-	})
+func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
+	base, err := shell.NewBase(ctx, shell.BaseConfig{
+		Log: c.Log, Auth: c.Auth, Policy: c.Policy, Listen: c.Listen, PrivateListen: c.PrivateListen,
+	}, o)
 	if err != nil {
-		return nil, fmt.Errorf("service bus: %w", err)
-	}
-	if n.listener == nil {
-		if n.listener, err = shell.Listen(ctx, "listen", c.Listen); err != nil {
-			return nil, err
-		}
-	}
-	if n.private, err = shell.Listen(ctx, "private_listen", c.PrivateListen); err != nil {
 		return nil, err
 	}
+	n := &Notifier{Base: base, config: c}
+	n.publisher, err = servicebus.NewPublisher(servicebus.Options{
+		ConnectionString: c.ServiceBus.ConnectionString.Reveal(), Namespace: c.ServiceBus.Namespace,
+		Topic: c.ServiceBus.Topic, Logger: n.Log, Metrics: n.Metrics,
+	})
+	if err != nil {
+		n.Release()
+		return nil, fmt.Errorf("service bus: %w", err)
+	}
 	n.public = shell.NewServer(ingestapi.New(ingestapi.Options{
-		Verify: n.verifier.Verify, Policy: func() *policy.Policy { return rules }, Publish: n.publish,
+		Verify: n.Verifier.Verify, Policy: n.Policy, Publish: n.publish,
 		DefaultHub: c.DefaultHub, MaxBodyBytes: c.MaxBodyBytes, MaxUpdates: c.MaxUpdates, Rate: c.Rate,
-		Logger: n.log, Metrics: metrics,
-	}), n.log)
-	n.admin = shell.NewServer(telemetry.Private(metrics, n.ready), n.log)
+		Logger: n.Log, Metrics: n.Metrics,
+	}), n.Log)
+	n.admin = shell.NewServer(telemetry.Private(n.Metrics, n.ready), n.Log)
 	return n, nil
 }
-
-// Addr is the address of the public listener.
-func (n *Notifier) Addr() net.Addr { return n.listener.Addr() }
-
-// PrivateAddr is the address of the private listener.
-func (n *Notifier) PrivateAddr() net.Addr { return n.private.Addr() }
 
 // Publish publishes one update of this process.
 func (n *Notifier) Publish(ctx context.Context, u *status.Update) error {
@@ -127,14 +87,14 @@ func Send(ctx context.Context, p *servicebus.Publisher, messages []wire.Message)
 
 // Run serves until ctx ends or a part fails.
 func (n *Notifier) Run(ctx context.Context) error {
-	defer n.release()
+	defer n.Release()
 	live, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	parts, live := errgroup.WithContext(live)
-	parts.Go(func() error { return n.verifier.Run(live) })
-	parts.Go(func() error { return shell.Serve(n.public, n.listener) })
-	parts.Go(func() error { return shell.Serve(n.admin, n.private) })
-	n.log.Info("notifier serves", "listen", n.Addr().String(), "private", n.PrivateAddr().String(), "version", telemetry.Version())
+	parts.Go(func() error { return n.Verifier.Run(live) })
+	parts.Go(func() error { return shell.Serve(n.public, n.Public) })
+	parts.Go(func() error { return shell.Serve(n.admin, n.Private) })
+	n.Log.Info("notifier serves", "listen", n.Addr().String(), "private", n.PrivateAddr().String(), "version", telemetry.Version())
 	select {
 	case <-ctx.Done():
 	case <-live.Done(): // a part failed
@@ -169,11 +129,3 @@ func (n *Notifier) ready(ctx context.Context) error {
 // WaitReady returns when the replica is ready, or the error of ctx when that
 // ends first.
 func (n *Notifier) WaitReady(ctx context.Context) error { return shell.WaitReady(ctx, n.ready) }
-
-func (n *Notifier) release() {
-	for _, l := range []net.Listener{n.listener, n.private} {
-		if l != nil {
-			_ = l.Close() // closed by its server, if that ran
-		}
-	}
-}

@@ -14,7 +14,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -22,7 +21,6 @@ import (
 	"github.com/rs/cors"
 	"golang.org/x/sync/errgroup"
 
-	"statusrelay/internal/auth"
 	"statusrelay/internal/httpapi"
 	"statusrelay/internal/hub"
 	"statusrelay/internal/ingest"
@@ -45,11 +43,8 @@ type Options struct {
 
 // Relay is one replica.
 type Relay struct {
+	*shell.Base
 	config   Config
-	log      *slog.Logger
-	listener net.Listener // public
-	private  net.Listener
-	verifier *auth.Verifier
 	store    *redisstore.Store
 	follower *redisstore.Follower
 	hub      *hub.Hub
@@ -63,69 +58,47 @@ type Relay struct {
 }
 
 // New builds a replica from a valid configuration and binds its ports.
-func New(ctx context.Context, c Config, o Options) (_ *Relay, err error) {
-	r := &Relay{config: c, log: o.Logger, listener: o.Listener}
-	defer func() {
-		if err != nil {
-			r.release()
-		}
-	}()
-	if r.log == nil {
-		if r.log, err = telemetry.NewLogger(os.Stderr, c.Log.Level, c.Log.Format); err != nil {
-			return nil, err
-		}
-	}
-	rules := o.Policy
-	if rules == nil {
-		if rules, err = shell.Policy(c.Policy); err != nil {
-			return nil, err
-		}
-	}
-	rules = rules.WithLogger(r.log)
-	metrics := telemetry.NewRegistry()
-	if err := r.parts(metrics, func() *policy.Policy { return rules }); err != nil {
+func New(ctx context.Context, c Config, o Options) (*Relay, error) {
+	base, err := shell.NewBase(ctx, shell.BaseConfig{
+		Log: c.Log, Auth: c.Auth, Policy: c.Policy, Listen: c.Listen, PrivateListen: c.PrivateListen,
+	}, shell.Given{Listener: o.Listener, Policy: o.Policy, Logger: o.Logger})
+	if err != nil {
 		return nil, err
 	}
-	if r.listener == nil {
-		if r.listener, err = shell.Listen(ctx, "listen", c.Listen); err != nil {
-			return nil, err
-		}
-	}
-	if r.private, err = shell.Listen(ctx, "private_listen", c.PrivateListen); err != nil {
+	r := &Relay{Base: base, config: c}
+	if err := r.parts(); err != nil {
+		r.release()
 		return nil, err
 	}
-	r.public = shell.NewServer(r.routes(metrics, func() *policy.Policy { return rules }, o.Pages), r.log)
-	r.admin = shell.NewServer(telemetry.Private(metrics, r.ready), r.log)
+	r.public = shell.NewServer(r.routes(o.Pages), r.Log)
+	r.admin = shell.NewServer(telemetry.Private(r.Metrics, r.ready), r.Log)
 	return r, nil
 }
 
 // parts builds everything between the broker and the handlers.
-func (r *Relay) parts(metrics prometheus.Registerer, rules func() *policy.Policy) (err error) {
+func (r *Relay) parts() (err error) {
 	c := r.config
-	if r.verifier, err = c.Auth.Verifier(r.log, metrics); err != nil {
-		return fmt.Errorf("auth: %w", err)
-	}
-	if r.store, err = redisstore.New(c.Redis.options(r.log, metrics)); err != nil {
+	if r.store, err = redisstore.New(c.Redis.options(r.Log, r.Metrics)); err != nil {
 		return fmt.Errorf("redis: %w", err)
 	}
 	r.receiver, err = servicebus.NewReceiver(servicebus.Options{
 		ConnectionString: c.ServiceBus.ConnectionString.Reveal(), Namespace: c.ServiceBus.Namespace,
-		Topic: c.ServiceBus.Topic, Subscription: c.Subscription, Logger: r.log, Metrics: metrics,
+		Topic: c.ServiceBus.Topic, Subscription: c.Subscription, Logger: r.Log, Metrics: r.Metrics,
 		DrainTimeout: c.DrainTimeout / 2, // the other half is for requests and sockets, whatever hangs here
 	})
 	if err != nil {
 		return fmt.Errorf("service bus: %w", err)
 	}
 	r.ingester = ingest.New(ingest.Options{
-		Store: r.store, Policy: rules, DefaultHub: c.DefaultHub, Logger: r.log, Metrics: metrics,
+		Store: r.store, Policy: r.Policy, DefaultHub: c.DefaultHub, Logger: r.Log, Metrics: r.Metrics,
 	})
-	r.hub = hub.New(hub.Options{Logger: r.log, Metrics: metrics})
+	r.hub = hub.New(hub.Options{Logger: r.Log, Metrics: r.Metrics})
 	r.follower = r.store.Follow(redisstore.FollowOptions{Offer: r.hub.Offer, Gap: r.hub.Gap})
 	r.sockets = wsapi.New(wsapi.Options{
-		Verify: r.verifier.Verify, Policy: rules, Hub: r.hub, DefaultHub: c.DefaultHub, Origins: c.Origins,
+		Verify: r.Verifier.Verify, Policy: r.Policy, Hub: r.hub, DefaultHub: c.DefaultHub, Origins: c.Origins,
 		MaxSockets: c.Watch.MaxSockets, MaxWatches: c.Watch.MaxWatches,
 		PingInterval: c.Watch.PingInterval, WriteTimeout: c.Watch.WriteTimeout, DrainPeriod: c.DrainTimeout,
-		Logger: r.log, Metrics: metrics,
+		Logger: r.Log, Metrics: r.Metrics,
 	})
 	return nil
 }
@@ -142,10 +115,10 @@ func (c Redis) options(log *slog.Logger, metrics prometheus.Registerer) redissto
 }
 
 // routes is what the public listener serves.
-func (r *Relay) routes(metrics prometheus.Registerer, rules func() *policy.Policy, pages http.Handler) http.Handler {
+func (r *Relay) routes(pages http.Handler) http.Handler {
 	api := httpapi.New(httpapi.Options{
-		Verify: r.verifier.Verify, Policy: rules, Store: r.store, DefaultHub: r.config.DefaultHub,
-		Logger: r.log, Metrics: metrics,
+		Verify: r.Verifier.Verify, Policy: r.Policy, Store: r.store, DefaultHub: r.config.DefaultHub,
+		Logger: r.Log, Metrics: r.Metrics,
 	})
 	if len(r.config.Origins) > 0 { // an empty list would mean every origin to cors
 		api = cors.New(cors.Options{
@@ -166,12 +139,6 @@ func (r *Relay) routes(metrics prometheus.Registerer, rules func() *policy.Polic
 	return mux
 }
 
-// Addr is the address of the public listener.
-func (r *Relay) Addr() net.Addr { return r.listener.Addr() }
-
-// PrivateAddr is the address of the private listener.
-func (r *Relay) PrivateAddr() net.Addr { return r.private.Addr() }
-
 // Run serves until ctx ends or a part fails.
 func (r *Relay) Run(ctx context.Context) error {
 	defer r.release()
@@ -180,12 +147,12 @@ func (r *Relay) Run(ctx context.Context) error {
 	live, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	parts, live := errgroup.WithContext(live)
-	parts.Go(func() error { return r.verifier.Run(live) })
+	parts.Go(func() error { return r.Verifier.Run(live) })
 	parts.Go(func() error { return r.follower.Run(live) })
 	parts.Go(func() error { return r.hub.Run(live, r.follower, r.store) })
 	parts.Go(func() error { return r.sockets.Run(live) })
-	parts.Go(func() error { return shell.Serve(r.public, r.listener) })
-	parts.Go(func() error { return shell.Serve(r.admin, r.private) })
+	parts.Go(func() error { return shell.Serve(r.public, r.Public) })
+	parts.Go(func() error { return shell.Serve(r.admin, r.Private) })
 
 	receiving, stopReceiving := context.WithCancel(live)
 	defer stopReceiving()
@@ -195,7 +162,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		return r.receiver.Run(receiving, r.ingest)
 	})
 
-	r.log.Info("relay serves", "listen", r.Addr().String(), "private", r.PrivateAddr().String(), "version", telemetry.Version())
+	r.Log.Info("relay serves", "listen", r.Addr().String(), "private", r.PrivateAddr().String(), "version", telemetry.Version())
 	select {
 	case <-ctx.Done():
 	case <-live.Done(): // a part failed
@@ -255,14 +222,10 @@ func (r *Relay) WaitReady(ctx context.Context) error { return shell.WaitReady(ct
 
 // release frees what New took and Run did not come to use.
 func (r *Relay) release() {
-	for _, l := range []net.Listener{r.listener, r.private} {
-		if l != nil {
-			_ = l.Close() // closed by its server, if that ran
-		}
-	}
+	r.Release()
 	if r.store != nil {
 		if err := r.store.Close(); err != nil {
-			r.log.Warn("closing redis", "error", err)
+			r.Log.Warn("closing redis", "error", err)
 		}
 	}
 }
