@@ -85,13 +85,13 @@ func Merge(r *Record, u *Update) (*Record, Outcome) {
 	return &next, out
 }
 
-func (u *Update) speaksLifecycle() bool {
-	return u.RuntimeStatus != "" && (u.Kind == KindSnapshot || u.Kind == KindLifecycle)
-}
+// speaksLifecycle: the field is there, and it is meant. Activities always say
+// Running, also when the orchestration has ended: a progress update is not
+// believed.
+func (u *Update) speaksLifecycle() bool { return u.RuntimeStatus != "" && u.Kind != KindProgress }
 
-func (u *Update) speaksProgress() bool {
-	return u.CustomStatus != nil && (u.Kind == KindSnapshot || u.Kind == KindProgress)
-}
+// speaksProgress: the field is there, whatever the kind.
+func (u *Update) speaksProgress() bool { return u.CustomStatus != nil }
 
 func (u *Update) position() Position {
 	if u.Sequence != nil {

@@ -177,9 +177,11 @@ func TestMergeRules(t *testing.T) {
 		})}, func(r *status.Record) bool {
 			return r.Partial() && r.RuntimeStatus() == status.Running && !r.Terminal()
 		}},
-		{"a lifecycle update's custom status is not its business", []status.Update{up(func(u *status.Update) {
+		{"a custom status counts whatever the kind", []status.Update{up(func(u *status.Update) {
 			u.Kind, u.RuntimeStatus, u.CustomStatus = status.KindLifecycle, status.Completed, json.RawMessage(`1`)
-		})}, func(r *status.Record) bool { return !r.Partial() && r.Progress.CustomStatus == nil }},
+		})}, func(r *status.Record) bool {
+			return r.RuntimeStatus() == status.Completed && string(r.Progress.CustomStatus) == "1"
+		}},
 		{"an absent field neither clears nor moves its lane", []status.Update{
 			up(func(u *status.Update) { u.CustomStatus = json.RawMessage(`1`) }),
 			up(func(u *status.Update) { u.Sequence, u.RuntimeStatus = ptr(9), status.Running }),

@@ -77,7 +77,7 @@ type Kind string
 const (
 	KindSnapshot  Kind = "snapshot"  // both lanes
 	KindProgress  Kind = "progress"  // custom status; a runtime status beside it is not believed
-	KindLifecycle Kind = "lifecycle" // runtime status, output, failure
+	KindLifecycle Kind = "lifecycle" // runtime status, output, failure; a custom status beside them counts
 	KindPurged    Kind = "purged"    // the instance was deleted
 )
 
