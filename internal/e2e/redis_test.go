@@ -150,7 +150,10 @@ func TestDeafSubscriptionStrandsNoWatcher(t *testing.T) {
 	w.send(progress(k.InstanceID, 2, 2))
 	w.shows(r, k, 2)
 	v.sees(k, 2)
-	if got := w.metric(r, "statusrelay_redisstore_follow_deaf_total"); got != 1 {
-		t.Errorf("the deaf subscription was counted %v times", got)
-	}
+	// The hub's own refresh may have read that one before the probe found out.
+	w.until("the deaf subscription is found out", func() bool {
+		return w.metric(r, "statusrelay_redisstore_follow_deaf_total") == 1
+	})
+	w.send(progress(k.InstanceID, 3, 3))
+	v.sees(k, 3)
 }
