@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -182,7 +183,8 @@ func (w *world) run(program func(context.Context) error) (stop func()) {
 				w.Errorf("a program ended with %v", err)
 			}
 		case <-time.After(30 * time.Second):
-			w.Error("a program does not stop")
+			stacks := make([]byte, 1<<20)
+			w.Errorf("a program does not stop; all goroutines:\n%s", stacks[:runtime.Stack(stacks, true)])
 		}
 	})
 	w.Cleanup(stop)
