@@ -114,25 +114,45 @@ func (r *Receiver) Run(ctx context.Context, handle Handle) error {
 		batches: make(chan *batch),
 		settled: make(chan *message, r.o.MaxInHand), // never blocks: it has room for all that is in hand
 	}
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		run.all()
+	}()
+	select {
+	case <-finished:
+	case <-work.Done():
+		// Time is up. What is left are calls of the SDK, and not all of them heed their context when a connection is lost
+		// under them: they are waited for, but not for ever.
+		select {
+		case <-finished:
+		case <-time.After(2 * closeTimeout):
+			r.o.Logger.Warn("service bus: stopped without waiting for calls that do not return")
+		}
+	}
+	r.lines.stop()
+	return nil
+}
+
+// all receives, handles and settles until nothing is in hand any more.
+func (r *run) all() {
 	var receiving, settling sync.WaitGroup
-	receiving.Go(run.receive)
+	receiving.Go(r.receive)
 	for range r.o.Settlers {
 		settling.Go(func() {
-			for m := range run.settled {
-				run.settle(m)
+			for m := range r.settled {
+				r.settle(m)
 			}
 		})
 	}
-	for b := range run.batches {
-		run.process(b)
+	for b := range r.batches {
+		r.process(b)
 	}
 	receiving.Wait()
-	run.pausing.Wait()
-	close(run.settled)
+	r.pausing.Wait()
+	close(r.settled)
 	settling.Wait()
-	run.keeping.Wait()
-	r.lines.stop()
-	return nil
+	r.keeping.Wait()
 }
 
 // run is what one Run shares between its goroutines.
