@@ -72,6 +72,12 @@ type Record struct {
 	// Version counts visible changes and is the only order behind the store.
 	// The store assigns it: max(previous + 1, microseconds of its clock).
 	Version int64 `json:"-"`
+	// Interval is the mean time between the last changes that readers could see;
+	// 0 while there was but one. The store keeps it.
+	Interval time.Duration `json:"-"`
+	// Stale says that the instance has been silent for longer than its hub's
+	// limit (Aged). It is computed by whoever reads and never stored.
+	Stale bool `json:"-"`
 }
 
 // Key names the instance.
