@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"cel.dev/cel-go/cel"
@@ -18,6 +19,13 @@ import (
 
 // maxFile bounds a policy file.
 const maxFile = 1 << 20
+
+// What staleAfter may say: a duration within these, or that nothing is stale.
+const (
+	minStaleAfter = time.Second
+	maxStaleAfter = 365 * 24 * time.Hour
+	never         = "never"
+)
 
 // Parse reads a policy file (YAML, schemas/policy.schema.json). Its error is a
 // *ParseError with every mistake in the file, each with its place.
@@ -113,9 +121,12 @@ func (c *compiler) policy(root *value) *Policy {
 	for _, hub := range root.get("hubs").each() {
 		c.hub(hub.name, hub.at)
 		section := map[string]*rule{}
+		staleAfter := c.staleAfter(hub.value.get("staleAfter"), 0)
 		for _, o := range hub.value.get("orchestrators").each() {
 			c.orchestrator(o.name, o.at)
-			section[o.name] = c.rule(o.value)
+			r := c.rule(o.value)
+			r.staleAfter = c.staleAfter(o.value.get("staleAfter"), staleAfter)
+			section[o.name] = r
 		}
 		p.hubs[hub.name] = section
 	}
@@ -148,6 +159,23 @@ func (c *compiler) orchestrator(name string, at place) {
 	case name != wildcard && strings.Contains(name, wildcard):
 		c.wrong.add(at, "%q is neither a name nor %q: there are no patterns", name, wildcard)
 	}
+}
+
+// staleAfter reads how long the silence may be; where nothing is said it is as
+// otherwise.
+func (c *compiler) staleAfter(v *value, otherwise time.Duration) time.Duration {
+	s, ok := v.text()
+	if !ok {
+		return otherwise
+	}
+	if s == never {
+		return 0
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < minStaleAfter || d > maxStaleAfter {
+		c.wrong.add(v.at, "neither %s nor a duration such as 90s, 15m or 24h, from %v to %.0fh", never, minStaleAfter, maxStaleAfter.Hours())
+	}
+	return d
 }
 
 func (c *compiler) rule(v *value) *rule {

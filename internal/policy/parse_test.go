@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -108,6 +109,18 @@ func TestEveryMistakeHasItsPlace(t *testing.T) {
 		{"loops in loops in loops", audience("          - name: a\n            when: claims.a.all(x, x.all(y, y.all§(z, z)))\n            see: {}\n"), "nesting"},
 		{"a condition that is a text", audience("          - name: a\n            when: §labels.owner\n            see: {}\n"), "is true or false, and this is string"},
 		{"a condition that is anything", audience("          - name: a\n            when: §claims.admin\n            see: {}\n"), "is true or false, and this is dyn"},
+		{"a silence that is a number", "version: 1\nhubs:\n  a: {staleAfter: §15, orchestrators: {b: {audiences: []}}}\n", "number where string belongs"},
+		{"a silence that is left out", "version: 1\nhubs:\n  a:\n    §staleAfter:\n    orchestrators: {b: {audiences: []}}\n", "null where string belongs"},
+		{"a silence without unit", "version: 1\nhubs:\n  a: {staleAfter: §\"15\", orchestrators: {b: {audiences: []}}}\n", "neither never nor a duration"},
+		{"a silence in days", "version: 1\nhubs:\n  a: {staleAfter: §2d, orchestrators: {b: {audiences: []}}}\n", "neither never nor a duration"},
+		{"a silence in words", "version: 1\nhubs:\n  a: {staleAfter: §Never, orchestrators: {b: {audiences: []}}}\n", "neither never nor a duration"},
+		{"a silence of nothing", "version: 1\nhubs:\n  a: {staleAfter: §0s, orchestrators: {b: {audiences: []}}}\n", "from 1s to 8760h"},
+		{"a silence below nothing", "version: 1\nhubs:\n  a: {staleAfter: §-15m, orchestrators: {b: {audiences: []}}}\n", "from 1s to 8760h"},
+		{"a silence too short", "version: 1\nhubs:\n  a: {staleAfter: §999ms, orchestrators: {b: {audiences: []}}}\n", "from 1s to 8760h"},
+		{"a silence too long", "version: 1\nhubs:\n  a: {staleAfter: §8760h1s, orchestrators: {b: {audiences: []}}}\n", "from 1s to 8760h"},
+		{"an orchestrator's silence", frame + "  a:\n    orchestrators:\n      b:\n        audiences: []\n        staleAfter: §soon\n", "neither never nor a duration"},
+		{"an audience's silence", audience("          - {name: a, when: \"true\", see: {}, §staleAfter: 15m}\n"), `"staleAfter" is not known here`},
+		{"a silence of everything", frame + "§staleAfter: 15m\n", `"staleAfter" is not known here`},
 		{"publishers as a mapping", frame + "publishers: §{}\n", "object where array belongs"},
 		{"a publisher without hubs", frame + "publishers:\n  - §when: \"true\"\n", "hubs missing"},
 		{"a publisher without any hub", frame + "publishers:\n  - {when: \"true\", hubs: §[]}\n", "minItems"},
@@ -285,7 +298,16 @@ func TestDocumentedExample(t *testing.T) {
 		when, _, _ := strings.Cut(line, "   ")
 		admitting(t, when)
 	}
+	for _, rest := range strings.Split(string(doc), "\n```yaml\n")[1:] {
+		file, _, _ := strings.Cut(rest, "\n```")
+		parse(t, file)
+	}
 	p := parse(t, block("yaml"))
+	for name, want := range map[string]time.Duration{"OrderFulfilment": 30 * time.Minute, "ReturnApproval": 0, "Other": 5 * time.Minute} {
+		if got := p.StaleAfter(&status.Record{Hub: "orders", Name: name}); got != want {
+			t.Errorf("%s is stale after %v, want %v", name, got, want)
+		}
+	}
 	custom := jsontext.Value(block("json"))
 	if err := custom.Canonicalize(jsontext.CanonicalizeRawFloats(false)); err != nil {
 		t.Fatal(err)

@@ -11,7 +11,7 @@
 //	p, err := policy.Parse(file)           // every mistake at once, each with its place
 //	p.Filter(update)                       // on the way in
 //	a := p.Audience(claims, record)        // on the way out: nil is "no such instance"
-//	v := a.View(record)
+//	v := a.View(record.Aged(p.StaleAfter(record), now))
 //
 // A Policy and its audiences are immutable and may be used by many goroutines.
 package policy
@@ -25,6 +25,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"time"
 
 	"statusrelay/internal/status"
 )
@@ -50,8 +51,9 @@ type Policy struct {
 
 // rule is what holds for the instances of one hub and orchestrator.
 type rule struct {
-	audiences []*Audience // in file order: the first that admits decides
-	union     sight       // what any of them may see
+	audiences  []*Audience   // in file order: the first that admits decides
+	union      sight         // what any of them may see
+	staleAfter time.Duration // of silence; 0: never
 }
 
 // sight is what may be seen of an instance beyond what every audience sees.
@@ -147,6 +149,37 @@ func (p *Policy) Audience(claims map[string]any, r *status.Record) *Audience {
 		}
 	}
 	return nil
+}
+
+// StaleAfter returns for how long the record may be silent before it counts as
+// stale, as status.Record.Aged takes it; 0 is for ever. A record without a name
+// falls under entry "*".
+func (p *Policy) StaleAfter(r *status.Record) time.Duration {
+	return p.rule(r.Hub, r.Name).staleAfter
+}
+
+// MaySelectBy reports whether a caller with these claims, whom the audience
+// admits to a record, may select that record by a value of a label, whichever
+// label it is. One who does not see labels may do so only by what they know of
+// themselves: a value that is a claim of their own or an element of one. Else a
+// filter would tell them what a label is, one guess at a time.
+func (a *Audience) MaySelectBy(claims map[string]any, _, value string) bool {
+	if a.sees.labels {
+		return true
+	}
+	for _, claim := range claims {
+		switch claim := claim.(type) {
+		case string:
+			if claim == value {
+				return true
+			}
+		case []any:
+			if slices.Contains(claim, any(value)) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // MayPublish reports whether a caller with these claims may publish an update

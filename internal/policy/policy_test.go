@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"statusrelay/internal/policy"
 	"statusrelay/internal/status"
@@ -136,6 +137,91 @@ hubs:
 		}
 		if b := p.Audience(map[string]any{"n": n}, r); a != b {
 			t.Errorf("n = %v: the audience has two addresses", n)
+		}
+	}
+}
+
+func TestOrchestratorsLimitGoesBeforeItsHubs(t *testing.T) {
+	p := parse(t, `
+version: 1
+hubs:
+  orders:
+    staleAfter: 15m
+    orchestrators:
+      Order: {audiences: []}
+      Approval: {staleAfter: 24h, audiences: []}
+      Eternal: {staleAfter: never, audiences: []}
+      "*": {staleAfter: 1s, audiences: []}
+  payments:
+    orchestrators:
+      Payment: {staleAfter: 1h30m, audiences: []}
+      Refund: {audiences: []}
+  never:
+    staleAfter: never
+    orchestrators:
+      Order: {audiences: []}
+      Short: {staleAfter: 90s, audiences: []}
+  "*":
+    staleAfter: 8760h
+    orchestrators:
+      "*": {audiences: []}
+`)
+	for _, c := range []struct {
+		hub, name string
+		want      time.Duration
+	}{
+		{"orders", "Order", 15 * time.Minute},
+		{"orders", "Approval", 24 * time.Hour},
+		{"orders", "Eternal", 0},
+		{"orders", "Other", time.Second},
+		{"orders", "", time.Second}, // without a name: entry "*"
+		{"payments", "Payment", 90 * time.Minute},
+		{"payments", "Refund", 0}, // a listed hub takes nothing from "*"
+		{"payments", "", 0},       // nor has it an entry "*"
+		{"never", "Order", 0},
+		{"never", "Short", 90 * time.Second},
+		{"other", "Order", 8760 * time.Hour},
+		{"other", "", 8760 * time.Hour},
+	} {
+		if got := p.StaleAfter(&status.Record{Hub: c.hub, InstanceID: "i", Name: c.name}); got != c.want {
+			t.Errorf("hub %q, orchestrator %q: stale after %v, want %v", c.hub, c.name, got, c.want)
+		}
+	}
+	if got := development(t).StaleAfter(full()); got != 0 {
+		t.Errorf("stale after %v where the file says nothing", got)
+	}
+}
+
+// TestFilterIsNoOracleForHiddenLabels: who does not see labels may not find out
+// what they are by asking for each value in turn.
+func TestFilterIsNoOracleForHiddenLabels(t *testing.T) {
+	sees, doesNot := seeing(t, `{labels: true}`), seeing(t, `{customStatus: all, output: true, failure: true}`)
+	claims := map[string]any{
+		"sub": "u-1001", "regions": []any{"eu-west", int64(7), nil, []any{"deep"}, map[string]any{"a": "deep"}},
+		"n": int64(7), "half": 0.5, "admin": true, "nothing": nil, "org": map[string]any{"team": "deep"}, "scp": "Read Write",
+	}
+	for value, own := range map[string]bool{
+		"u-1001":  true,
+		"eu-west": true,
+		"U-1001":  false,
+		"u-1002":  false,
+		"u-100":   false,
+		"sub":     false, // a claim's name
+		"7":       false, // a number is no text
+		"0.5":     false,
+		"true":    false,
+		"":        false,
+		"deep":    false, // only the top level is theirs for certain
+		"Read":    false, // part of a text
+	} {
+		if got := doesNot.MaySelectBy(claims, "owner", value); got != own {
+			t.Errorf("who does not see labels may select by %q: %v, want %v", value, got, own)
+		}
+		if !sees.MaySelectBy(claims, "owner", value) || !sees.MaySelectBy(nil, "owner", value) {
+			t.Errorf("who sees labels may not select by %q", value)
+		}
+		if doesNot.MaySelectBy(nil, "owner", value) {
+			t.Errorf("who has no claims may select by %q", value)
 		}
 	}
 }

@@ -51,7 +51,7 @@ func (a *Audience) View(r *status.Record) View {
 	// One allocation in the usual case; failure and labels may need another.
 	const fixed = len(`{"hub":"","instanceId":"","name":"","runtimeStatus":"ContinuedAsNew","customStatus":,` +
 		`"createdTime":"2006-01-02T15:04:05.999999999Z","lastUpdatedTime":"2006-01-02T15:04:05.999999999Z",` +
-		`"version":9007199254740991,"output":,"partial":true}`)
+		`"version":9007199254740991,"output":,"partial":true,"stale":true}`)
 	b := make([]byte, 0, fixed+len(r.Hub)+len(r.InstanceID)+len(r.Name)+len(custom)+len(output)+64)
 
 	b = appendString(append(b, `{"hub":`...), r.Hub)
@@ -72,6 +72,9 @@ func (a *Audience) View(r *status.Record) View {
 	}
 	if r.Partial() {
 		b = append(b, `,"partial":true`...)
+	}
+	if r.Stale {
+		b = append(b, `,"stale":true`...)
 	}
 	if a.sees.labels && len(r.Labels) > 0 {
 		b = appendLabels(b, r.Labels)

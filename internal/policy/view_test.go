@@ -65,6 +65,14 @@ func TestViewIsTheDocumentedObject(t *testing.T) {
 			`{"hub":"h","instanceId":"i","runtimeStatus":"Running","customStatus":null,"version":1,"partial":true}`,
 		},
 		{
+			"silent", `{}`, &status.Record{Hub: "h", InstanceID: "i", Version: 2, Stale: true},
+			`{"hub":"h","instanceId":"i","runtimeStatus":"Running","customStatus":null,"version":2,"partial":true,"stale":true}`,
+		},
+		{
+			"silent and labelled", `{labels: true}`, change(func(r *status.Record) { r.Stale = true }),
+			head + `{}` + times + `,"stale":true,"labels":{"region":"eu","tenant":"t-1"}}`,
+		},
+		{
 			"cleared", `{customStatus: [/percent]}`, change(func(r *status.Record) { r.Progress.CustomStatus = json.RawMessage("null") }),
 			head + `null` + times + `}`,
 		},
@@ -123,6 +131,7 @@ func TestETagFollowsWhatTheAudienceSees(t *testing.T) {
 		{"status", func(r *status.Record) { r.Lifecycle.RuntimeStatus = status.Running }, true, true},
 		{"time", func(r *status.Record) { r.LastUpdatedTime = r.LastUpdatedTime.Add(1) }, true, true},
 		{"name", func(r *status.Record) { r.Name = "Other" }, true, true},
+		{"silence", func(r *status.Record) { r.Stale = true }, true, true},
 	} {
 		r := full()
 		c.change(r)
