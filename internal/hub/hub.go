@@ -11,7 +11,10 @@
 //     happens in between is missed: the hub subscribes first, then reads, and offers both;
 //   - after a [Hub.Gap], and in any case once in every [Options.Refresh], every watched instance is read again, so
 //     that a lost push and a record that expired are noticed;
+//   - an instance that has been silent for longer than its limit is told to be stale, once, within about a second;
 //   - an offer allocates nothing per watch, and nothing is written to any socket under one of its locks.
+//
+// [Lists] does the same for queries: it tells a reader which instances the query selects, as they appear.
 //
 // Use:
 //
@@ -61,6 +64,8 @@ type Options struct {
 	Timeout time.Duration
 	// Batch is the largest number of instances in one such call. Default 500.
 	Batch int
+	// StaleAfter is for how long an instance may be silent before it is stale, 0 for ever. Default: for ever.
+	StaleAfter func(*status.Record) time.Duration
 
 	Logger  *slog.Logger          // default: none
 	Metrics prometheus.Registerer // default: counted nowhere visible
@@ -89,6 +94,19 @@ type Hub struct {
 type shard struct {
 	mu        sync.RWMutex
 	instances map[status.Key]*instance // guarded by mu
+
+	// staleAt is no later than the first staleAt of an instance, in microseconds; 0: none.
+	staleAt atomic.Int64
+}
+
+// expect lowers staleAt to a time at which an instance may become stale.
+func (s *shard) expect(at int64) {
+	for {
+		have := s.staleAt.Load()
+		if have != 0 && have <= at || s.staleAt.CompareAndSwap(have, at) {
+			return
+		}
+	}
 }
 
 // An instance is what the hub keeps of an instance that is watched here.
@@ -106,6 +124,7 @@ type instance struct {
 	mu      sync.Mutex
 	gone    bool   // version is the hub's own way to say that the record is no longer there
 	version int64  // highest that was offered
+	staleAt int64  // when that version becomes stale, in unix microseconds; 0: never, or it is known
 	first   *Watch // list of watches, linked by next and prev
 }
 
@@ -119,6 +138,9 @@ func New(o Options) *Hub {
 	}
 	if o.Batch <= 0 {
 		o.Batch = 500
+	}
+	if o.StaleAfter == nil {
+		o.StaleAfter = func(*status.Record) time.Duration { return 0 }
 	}
 	log := o.Logger
 	if log == nil {
@@ -221,13 +243,23 @@ func (in *instance) unlink(w *Watch) {
 }
 
 func (in *instance) offer(r *status.Record) {
-	in.hub.metrics.offers.Inc()
+	h := in.hub
+	h.metrics.offers.Inc()
+	limit, staleAt := h.options.StaleAfter(r), int64(0)
+	if limit > 0 {
+		if r = r.Aged(limit, time.Now()); !r.Stale && !r.Terminal() {
+			staleAt = r.StaleAt(limit).UnixMicro()
+		}
+	}
 	in.mu.Lock()
-	defer in.mu.Unlock()
 	if r.Version > in.version {
-		in.version, in.gone = r.Version, false
+		in.version, in.gone, in.staleAt = r.Version, false, staleAt
 	}
 	in.broadcast(&Snapshot{Record: r, Version: r.Version})
+	in.mu.Unlock()
+	if staleAt != 0 {
+		h.shard(in.key).expect(staleAt)
+	}
 }
 
 // none says that a read has found no record. known is the version that had been offered when that read began: if
@@ -241,7 +273,7 @@ func (in *instance) none(known int64) {
 	if !in.gone {
 		// The store has no version for what is not there. Whatever comes next will have one that is
 		// greater still: versions are microseconds of the store's clock.
-		in.version, in.gone = in.version+1, true
+		in.version, in.gone, in.staleAt = in.version+1, true, 0
 	}
 	in.broadcast(&Snapshot{Version: in.version})
 }

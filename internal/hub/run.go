@@ -38,7 +38,7 @@ type runner struct {
 	feed  Feed
 	store Store
 	tick  *time.Timer
-	wait  time.Duration // the pause after the next failure
+	pauses
 
 	// The lap that reads everything again goes round the shards and has no end and no beginning: a gap makes
 	// all of them due, a tick one.
@@ -61,9 +61,14 @@ func jitter(d time.Duration) time.Duration {
 	return d - rand.N(d/4+1)
 }
 
-func (r *runner) pause(ctx context.Context) {
-	r.wait = min(max(2*r.wait, firstPause), lastPause)
-	t := time.NewTimer(jitter(r.wait))
+// pauses are those between calls that fail.
+type pauses struct {
+	wait time.Duration // the last one, 0 after a call that did not fail
+}
+
+func (p *pauses) pause(ctx context.Context) {
+	p.wait = min(max(2*p.wait, firstPause), lastPause)
+	t := time.NewTimer(jitter(p.wait))
 	defer t.Stop()
 	select {
 	case <-t.C:
@@ -79,8 +84,7 @@ func (r *runner) step(ctx context.Context) error {
 	}
 	select {
 	case <-r.tick.C:
-		r.tick.Reset(r.period())
-		r.due = max(r.due, 1)
+		r.ticked()
 	default:
 	}
 	batch := r.dequeue()
@@ -88,8 +92,7 @@ func (r *runner) step(ctx context.Context) error {
 		select {
 		case <-r.kick:
 		case <-r.tick.C:
-			r.tick.Reset(r.period())
-			r.due = 1
+			r.ticked()
 		case <-ctx.Done():
 		}
 		return nil
@@ -104,6 +107,37 @@ func (r *runner) step(ctx context.Context) error {
 	}
 	r.wait = 0
 	return nil
+}
+
+// ticked makes one more shard due, and looks at what has become stale.
+func (r *runner) ticked() {
+	r.tick.Reset(r.period())
+	r.due = max(r.due, 1)
+	now := time.Now().UnixMicro()
+	for i := range r.shards {
+		s := &r.shards[i]
+		if at := s.staleAt.Load(); at == 0 || at > now {
+			continue
+		}
+		s.staleAt.Store(0) // before the instances are looked at: an offer from now on lowers it again
+		s.mu.RLock()
+		for _, in := range s.instances {
+			in.mu.Lock()
+			at := in.staleAt
+			if at != 0 && at <= now {
+				in.staleAt = 0 // it is read, and offered with its age
+			}
+			in.mu.Unlock()
+			switch {
+			case at == 0:
+			case at <= now:
+				r.look(in)
+			default:
+				s.expect(at)
+			}
+		}
+		s.mu.RUnlock()
+	}
 }
 
 // dequeue takes the instances that somebody wants to be looked at, up to a batch.
