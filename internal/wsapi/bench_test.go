@@ -25,6 +25,7 @@ import (
 	"statusrelay/internal/auth"
 	"statusrelay/internal/hub"
 	"statusrelay/internal/policy"
+	"statusrelay/internal/reader"
 	"statusrelay/internal/status"
 	"statusrelay/internal/wsapi"
 )
@@ -221,7 +222,7 @@ type relayBench struct {
 func newRelayBench() *relayBench {
 	p := development(new(testing.B))
 	h := hub.New(hub.Options{})
-	s := wsapi.New(wsapi.Options{Verify: verifier(), Policy: func() *policy.Policy { return p }, Hub: h, PingInterval: 10 * time.Second})
+	s := wsapi.New(wsapi.Options{Verify: verifier(), Source: reader.NewSource(h, nil, func() *policy.Policy { return p }), PingInterval: 10 * time.Second})
 	go func() { _ = h.Run(context.Background(), boundless{}, boundless{}) }()
 	go func() { _ = s.Run(context.Background()) }()
 	return &relayBench{s, h}

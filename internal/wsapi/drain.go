@@ -44,6 +44,13 @@ func (s *socket) startAndUnlock() {
 	}
 }
 
+// Wake is called by the reader: its watches have something.
+func (s *socket) Wake() {
+	s.mu.Lock()
+	s.pending = true
+	s.startAndUnlock()
+}
+
 // drain writes all that is to be written: answers in order, then the newest version of each watch that has one. It
 // is the only writer, and ends when there is nothing left; after an error, or the close frame, it leaves writing set,
 // so that there is no other.
@@ -100,19 +107,11 @@ func (s *socket) advance() (shared *websocket.PreparedMessage, now time.Time, mo
 		s.pingDue = false
 		s.mu.Unlock()
 		return nil, now, s.write(websocket.PingMessage, nil)
-	case s.woken != nil:
-		w := s.woken.next
-		if s.woken.next = w.next; s.woken == w {
-			s.woken = nil
-		}
-		w.next = nil
-		closed := w.closed
+	case s.pending || s.more:
+		s.pending = false // before the reader is asked: what comes meanwhile sets it again
 		s.mu.Unlock()
-		if closed {
-			return nil, now, true
-		}
 		now = time.Now()
-		shared, more = w.deliver(now)
+		shared, more = s.deliver(now)
 		return shared, now, more
 	default:
 		s.writing = false

@@ -9,6 +9,7 @@ import (
 
 	"statusrelay/internal/auth"
 	"statusrelay/internal/problem"
+	"statusrelay/internal/reader"
 	"statusrelay/internal/status"
 )
 
@@ -23,10 +24,35 @@ const (
 
 // A request is a frame from a client. Members that are not listed are ignored.
 type request struct {
-	Type      string     `json:"type"`
-	Ref       string     `json:"ref"`   // echoed in the answer
-	Token     string     `json:"token"` // auth
-	Instances []instance `json:"instances"`
+	Type        string     `json:"type"`
+	Ref         string     `json:"ref"`   // echoed in the answer
+	Token       string     `json:"token"` // auth
+	Instances   []instance `json:"instances"`
+	List        string     `json:"list"`        // the client's name for a list, instead of instances
+	Query       query      `json:"query"`       // what the list has
+	MinInterval int64      `json:"minInterval"` // milliseconds
+}
+
+// A query is what a list has. Members that are not listed are refused: one that is misspelt would select too much.
+type query struct {
+	Hub           string            `json:"hub"`
+	Name          string            `json:"name"`
+	RuntimeStatus []string          `json:"runtimeStatus"`
+	Labels        map[string]string `json:"labels"`
+	Limit         int               `json:"limit"`
+	Unknown       jsontext.Value    `json:",unknown"`
+}
+
+func (q *query) query() *status.Query {
+	s := &status.Query{Hub: q.Hub, Name: q.Name, Labels: q.Labels}
+	for _, text := range q.RuntimeStatus {
+		known, ok := status.ParseRuntimeStatus(text)
+		if !ok {
+			known = status.RuntimeStatus(text) // Validate says so
+		}
+		s.RuntimeStatus = append(s.RuntimeStatus, known)
+	}
+	return s
 }
 
 type instance struct {
@@ -38,8 +64,13 @@ type instance struct {
 func (i *instance) key() status.Key { return status.Key{Hub: i.Hub, InstanceID: i.InstanceID} }
 
 const (
-	maxRef   = 128 // bytes
-	maxDepth = 8   // of nested values in a frame: two are needed, and the parser recurses into what it ignores
+	maxRef      = 128    // bytes
+	maxList     = 64     // bytes of a list's name
+	maxInterval = 60_000 // milliseconds
+	maxDepth    = 8      // of nested values in a frame: three are needed, and the parser recurses into what it ignores
+
+	// defaultLimit is how many instances a list has unless the client says.
+	defaultLimit = 50
 )
 
 func invalid(field, detail string) error {
@@ -71,6 +102,12 @@ func decode(frame []byte, defaultHub string) (request, error) {
 	default:
 		return r, invalid("type", "not one of auth, watch, unwatch")
 	}
+	if r.MinInterval < 0 || r.MinInterval > maxInterval {
+		return r, invalid("minInterval", "not 0 to "+strconv.Itoa(maxInterval))
+	}
+	if r.List != "" {
+		return r, r.checkList(defaultHub)
+	}
 	if n := len(r.Instances); n == 0 || n > maxInstances {
 		return r, invalid("instances", "not 1 to "+strconv.Itoa(maxInstances))
 	}
@@ -90,6 +127,30 @@ func decode(frame []byte, defaultHub string) (request, error) {
 		}
 	}
 	return r, nil
+}
+
+// checkList checks a request for a list and fills in what it leaves out.
+func (r *request) checkList(defaultHub string) error {
+	switch q := &r.Query; {
+	case len(r.List) > maxList:
+		return invalid("list", "longer than "+strconv.Itoa(maxList)+" bytes")
+	case len(r.Instances) > 0:
+		return invalid("instances", "beside a list")
+	case r.Type == typeUnwatch:
+		return nil
+	case len(q.Unknown) > 2: // {}
+		return invalid("query", "a member that is none of hub, name, runtimeStatus, labels, limit")
+	case q.Limit < 0 || q.Limit > maxInstances:
+		return invalid("query.limit", "not 1 to "+strconv.Itoa(maxInstances))
+	default:
+		if q.Limit == 0 {
+			q.Limit = defaultLimit
+		}
+		if q.Hub == "" {
+			q.Hub = defaultHub
+		}
+		return q.query().Validate()
+	}
 }
 
 // depth returns how deeply a JSON text is nested. What it returns for other texts does not matter.
@@ -138,15 +199,30 @@ func appendOf(b []byte, kind string, k status.Key, version int64) []byte {
 	return strconv.AppendInt(append(b, `,"version":`...), version, 10)
 }
 
+// eventFrame is what a client is told.
+func eventFrame(e *reader.Event) []byte {
+	switch e.Kind {
+	case reader.Status:
+		return statusFrame(e.Key, e.Version, e.Sight.JSON)
+	case reader.Gone:
+		return append(appendOf(nil, "gone", e.Key, e.Version), '}')
+	case reader.Joined:
+		b := appendString([]byte(`{"type":"joined","list":`), e.List)
+		return append(appendKey(append(b, ','), e.Key), '}')
+	case reader.Left:
+		b := appendString(append(appendOf(nil, "left", e.Key, e.Version), `,"list":`...), e.List)
+		return append(b, '}')
+	default: // Listed
+		b := appendString([]byte(`{"type":"listed","list":`), e.List)
+		return append(strconv.AppendBool(append(b, `,"more":`...), e.More), '}')
+	}
+}
+
 func statusFrame(k status.Key, version int64, view []byte) []byte {
 	b := make([]byte, 0, len(`{"type":"status","hub":"","instanceId":"","version":9007199254740991,"status":}`)+
 		len(k.Hub)+len(k.InstanceID)+len(view)+16)
 	b = appendOf(b, "status", k, version)
 	return append(append(append(b, `,"status":`...), view...), '}')
-}
-
-func goneFrame(k status.Key, version int64) []byte {
-	return append(appendOf(nil, "gone", k, version), '}')
 }
 
 func (s *Server) welcomeFrame(who *auth.Principal, ref string) []byte {
@@ -167,15 +243,18 @@ func (s *Server) welcomeFrame(who *auth.Principal, ref string) []byte {
 	return append(b, `}}`...)
 }
 
-// listFrame answers watch and unwatch.
-func listFrame(kind, ref string, instances []instance) []byte {
-	b := appendRef(appendString([]byte(`{"type":`), kind), ref)
+// answer is the frame that answers watch and unwatch.
+func (r *request) answer(kind string) []byte {
+	b := appendRef(appendString([]byte(`{"type":`), kind), r.Ref)
+	if r.List != "" {
+		return append(appendString(append(b, `,"list":`...), r.List), '}')
+	}
 	b = append(b, `,"instances":[`...)
-	for i := range instances {
+	for i := range r.Instances {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = append(appendKey(append(b, '{'), instances[i].key()), '}')
+		b = append(appendKey(append(b, '{'), r.Instances[i].key()), '}')
 	}
 	return append(b, `]}`...)
 }

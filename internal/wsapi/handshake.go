@@ -147,6 +147,7 @@ func (s *Server) open(conn *websocket.Conn, who *auth.Principal) {
 	if who == nil {
 		so.due = now.Add(s.o.AuthTimeout).UnixNano()
 	}
+	so.reader.Open(s.o.Source, so)
 	conn.SetReadLimit(int64(min(s.o.MaxFrameBytes, maxUnauthenticatedFrame)))
 	conn.SetPingHandler(so.pinged)
 	conn.SetPongHandler(so.ponged)
@@ -176,7 +177,7 @@ func (s *Server) remove(so *socket) {
 	s.sockets = s.sockets[:len(s.sockets)-1]
 	s.mu.Unlock()
 	s.metrics.sockets.Dec()
-	s.release(so.principal.Load())
+	s.release(so.reader.Principal())
 }
 
 // refuseFor answers a handshake by the kind of error. The client is told the kind, the log the cause.

@@ -19,6 +19,7 @@ import (
 
 	"statusrelay/internal/auth"
 	"statusrelay/internal/problem"
+	"statusrelay/internal/reader"
 	"statusrelay/internal/status"
 )
 
@@ -58,7 +59,7 @@ type socket struct {
 	server *Server         // set once
 	conn   *websocket.Conn // set once
 
-	principal atomic.Pointer[auth.Principal] // nil until it is known who this is; set by the reader
+	reader reader.Reader // its principal is nil until it is known who this is
 
 	began  atomic.Int64 // when the drain began the write of a data frame that it is in, else 0; unix nanoseconds
 	due    int64        // owned by the sweep: when to ping, at first when to be authenticated; unix nanoseconds
@@ -71,12 +72,12 @@ type socket struct {
 	writing bool        // guarded by mu: there is a drain, or must never be one again
 	pingDue bool        // guarded by mu
 	ended   bool        // guarded by mu: the reader has ended
+	pending bool        // guarded by mu: the watches have something
+	more    bool        // owned by the drain: they may have more
 
 	mu      sync.Mutex
-	closing *closure  // guarded by mu; not nil: what is to be written last
-	answers []answer  // guarded by mu: to be written before anything else
-	woken   *watch    // guarded by mu: the last of a ring of the watches that have something pending
-	watches watchList // guarded by mu; written by the reader only, which may read it without
+	closing *closure // guarded by mu; not nil: what is to be written last
+	answers []answer // guarded by mu: to be written before anything else
 }
 
 // An answer is a frame that a client has asked for.
@@ -87,9 +88,10 @@ type answer struct {
 
 // enter lets the principal in, or replaces it by one with a newer token.
 func (s *socket) enter(who *auth.Principal, ref string) {
-	if s.principal.Swap(who) == nil {
+	if s.reader.Principal() == nil {
 		s.conn.SetReadLimit(int64(s.server.o.MaxFrameBytes))
 	}
+	s.reader.SetPrincipal(who)
 	s.answer(websocket.TextMessage, s.server.welcomeFrame(who, ref))
 }
 
@@ -141,12 +143,10 @@ func (s *socket) end(err error) {
 	}
 	s.mu.Lock()
 	s.ended = true
-	closing, watches := s.closing, s.watches
-	s.watches, s.answers, s.woken = watchList{}, nil, nil
+	closing := s.closing
+	s.answers = nil
 	s.mu.Unlock()
-	for w := range watches.all {
-		w.Close()
-	}
+	s.reader.Close()
 	s.conn.Close()
 	s.server.remove(s)
 	code := 0
@@ -220,7 +220,7 @@ func (s *Server) pingPause() time.Duration {
 // sweep does what is due. It keeps the deadlines of writes, too: one of its own for each frame would cost a
 // twentieth of what writing it costs.
 func (s *socket) sweep(now time.Time) {
-	who := s.principal.Load()
+	who := s.reader.Principal()
 	if who != nil && who.Expired(now) {
 		s.fail(closeExpired)
 	}
@@ -263,7 +263,7 @@ func (s *socket) handle(kind int, frame []byte) {
 	}
 	r, err := decode(frame, s.server.o.DefaultHub)
 	switch {
-	case s.principal.Load() == nil && r.Type != typeAuth:
+	case s.reader.Principal() == nil && r.Type != typeAuth:
 		s.problem(auth.ErrUnauthenticated, r.Ref)
 		s.fail(closeUnauthenticated)
 		return
@@ -299,7 +299,7 @@ func (s *socket) auth(r request) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.server.o.AuthTimeout)
 	defer cancel()
 	who, err := s.server.o.Verify(ctx, r.Token)
-	old := s.principal.Load()
+	old := s.reader.Principal()
 	switch {
 	case err != nil:
 		s.server.log.Debug("websocket token", "error", err)
@@ -315,7 +315,7 @@ func (s *socket) auth(r request) {
 		s.fail(closeForbidden)
 	default:
 		s.enter(who, r.Ref)
-		s.reassess()
+		s.reader.Reassess()
 	}
 }
 

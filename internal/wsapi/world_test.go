@@ -25,6 +25,7 @@ import (
 	"statusrelay/internal/auth"
 	"statusrelay/internal/hub"
 	"statusrelay/internal/policy"
+	"statusrelay/internal/reader"
 	"statusrelay/internal/status"
 	"statusrelay/internal/wsapi"
 )
@@ -161,7 +162,7 @@ func start(t testing.TB, n network, o wsapi.Options) *world {
 	w.hub = hub.New(hub.Options{})
 	w.offer = w.hub.Offer
 	w.policy.Store(development(t))
-	o.Hub, o.Policy = w.hub, w.policy.Load
+	o.Source = reader.NewSource(w.hub, hub.NewLists(hub.ListOptions{}), w.policy.Load)
 	if o.Verify == nil {
 		o.Verify = verify
 	}

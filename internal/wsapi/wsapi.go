@@ -19,7 +19,7 @@
 //
 // Use:
 //
-//	s := wsapi.New(wsapi.Options{Verify: verifier.Verify, Policy: current, Hub: h})
+//	s := wsapi.New(wsapi.Options{Verify: verifier.Verify, Source: source})
 //	mux.Handle("GET /v1/watch", s)
 //	go s.Run(ctx)      // pings, deadlines, expiry, changes of policy
 //	…
@@ -29,7 +29,6 @@ package wsapi
 import (
 	"bytes"
 	"context"
-	"hash/maphash"
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
@@ -41,22 +40,20 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"statusrelay/internal/auth"
-	"statusrelay/internal/hub"
-	"statusrelay/internal/policy"
+	"statusrelay/internal/reader"
 )
 
-// Options of a Server. Verify, Policy and Hub are required.
+// Options of a Server. Verify and Source are required.
 type Options struct {
 	Verify func(ctx context.Context, token string) (*auth.Principal, error)
-	Policy func() *policy.Policy // the policy in force; a change takes effect on open watches within about a second
-	Hub    *hub.Hub
+	Source *reader.Source // a change of its policy takes effect on open watches within about a second
 
 	DefaultHub string   // of instances that name none. Default "default"
 	Origins    []string // that browsers may come from, each exactly as in the Origin header. Default none
 
 	MaxSockets         int // Default 50,000
 	MaxUnauthenticated int // sockets that have not said yet who they are. Default 1,000
-	MaxWatches         int // on one socket. Default 100
+	MaxWatches         int // on one socket, those that its lists may have included. Default 100
 	MaxFrameBytes      int // of one frame from a client. Default 16 KiB; 8 KiB at most until it is known who sends it
 	FramesPerSecond    int // from one client, pings and pongs included, after a burst of MaxWatches and two seconds. Default 20
 
@@ -95,7 +92,6 @@ type Server struct {
 	upgrader websocket.Upgrader
 	log      *slog.Logger
 	metrics  *metrics
-	seed     maphash.Seed
 	buffers  sync.Pool // of *bytes.Buffer: frames from clients
 
 	// goroutines counts those of all sockets, plus one per admitted socket, so that it is never waited for and raised
@@ -128,7 +124,6 @@ func New(o Options) *Server {
 		o:       o,
 		log:     o.Logger,
 		metrics: newMetrics(o.Metrics),
-		seed:    maphash.MakeSeed(),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -157,7 +152,7 @@ func defaultTo[T comparable](field *T, value T) {
 func (s *Server) Run(ctx context.Context) error {
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
-	inForce := s.o.Policy()
+	inForce := s.o.Source.Policy()
 	var sockets []*socket
 	for {
 		select {
@@ -166,14 +161,14 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		// Whoever is not in this copy came after the policy was looked at or has gone.
-		now, p := time.Now(), s.o.Policy()
+		now, p := time.Now(), s.o.Source.Policy()
 		s.mu.Lock()
 		sockets = append(sockets[:0], s.sockets...)
 		s.mu.Unlock()
 		for _, so := range sockets {
 			so.sweep(now)
 			if p != inForce {
-				so.reassess()
+				so.reader.Reassess()
 			}
 		}
 		inForce = p

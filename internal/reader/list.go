@@ -1,0 +1,218 @@
+package reader
+
+import (
+	"slices"
+	"time"
+
+	"statusrelay/internal/hub"
+	"statusrelay/internal/policy"
+	"statusrelay/internal/status"
+)
+
+// A list is a query that a client watches: a watch on each of the instances that it selects, at most limit of them.
+type list struct {
+	reader *Reader       // set once
+	name   string        // set once: the client's
+	query  *status.Query // set once
+	limit  int           // set once
+	terms  Terms         // set once: of its watches
+	found  *hub.List     // set once, under editing
+
+	// guarded by reader.mu
+	offered      []status.Key // that Next has not seen
+	whole, more  bool         // offered are all that there are, and there are more behind the limit
+	ready, ended bool         // it is among those that have found something; it is closed
+
+	// guarded by reader.editing
+	size     int                     // how many watches it has
+	read     bool                    // it has been read as a whole
+	full     bool                    // the query selects more than the limit
+	awaited  map[status.Key]struct{} // those that the client is to be told of before it is listed; nil afterwards
+	listed   bool                    // the client has been told that it was told all,
+	toldMore bool                    // and whether that is all that there is
+}
+
+// WatchList watches what a query selects: at most limit instances, the newest changes first. One of the same name is
+// replaced. The query must be valid and is not modified any more. The client is told of each instance that it has Joined, and
+// what its status is; when all that there were have been told, that they are Listed.
+func (r *Reader) WatchList(name string, q *status.Query, limit int, minInterval time.Duration) {
+	r.editing.Lock()
+	defer r.editing.Unlock()
+	r.unwatchList(name)
+	l := &list{reader: r, name: name, query: q, limit: limit, terms: Terms{MinInterval: minInterval}, awaited: map[status.Key]struct{}{}}
+	r.mu.Lock()
+	if r.lists == nil {
+		r.lists = map[string]*list{}
+	}
+	r.lists[name] = l
+	r.mu.Unlock()
+	l.found = r.source.lists.Watch(q, limit, l)
+}
+
+// UnwatchList ends a list. What only it has is not watched any more.
+func (r *Reader) UnwatchList(name string) {
+	r.editing.Lock()
+	defer r.editing.Unlock()
+	r.unwatchList(name)
+}
+
+// Lists is how many lists are watched.
+func (r *Reader) Lists() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.lists)
+}
+
+// ListLimit is the limit of the list of that name; 0: there is none.
+func (r *Reader) ListLimit(name string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l := r.lists[name]; l != nil {
+		return l.limit
+	}
+	return 0
+}
+
+func (r *Reader) unwatchList(name string) {
+	l := r.lists[name]
+	if l == nil {
+		return
+	}
+	l.found.Close()
+	r.mu.Lock()
+	l.ended = true
+	delete(r.lists, name)
+	r.mu.Unlock()
+	for w := range r.watches.all {
+		r.leave(l, w)
+	}
+}
+
+// Admits is asked by the hub.
+func (l *list) Admits(record *status.Record) bool {
+	a := l.reader.source.policy().Audience(l.reader.principal.Load().Claims, record)
+	return a != nil && l.maySelect(a)
+}
+
+// maySelect reports whether the client, as one of an audience, may select by the query's labels: otherwise a list would tell
+// the values of labels that the audience does not see.
+func (l *list) maySelect(a *policy.Audience) bool {
+	for label, value := range l.query.Labels {
+		if !a.MaySelectBy(l.reader.principal.Load().Claims, label, value) {
+			return false
+		}
+	}
+	return true
+}
+
+// Offer is called by the hub.
+func (l *list) Offer(keys []status.Key, whole, more bool) {
+	r := l.reader
+	r.mu.Lock()
+	if r.closed || l.ended {
+		r.mu.Unlock()
+		return
+	}
+	if whole {
+		l.offered, l.whole, l.more = keys, true, more
+	} else if room := l.limit - len(l.offered); len(keys) > room {
+		l.offered, l.more = append(l.offered, keys[:max(room, 0)]...), true
+	} else {
+		l.offered = append(l.offered, keys...)
+	}
+	if !l.ready {
+		l.ready = true
+		r.ready = append(r.ready, l)
+	}
+	r.mu.Unlock()
+	r.sink.Wake()
+}
+
+// admit takes what a list has found. It is called by Next.
+func (r *Reader) admit(l *list) {
+	r.editing.Lock()
+	defer r.editing.Unlock()
+	r.mu.Lock()
+	offered, whole, more := l.offered, l.whole, l.more
+	l.offered, l.whole, l.more, l.ready = nil, false, false, false
+	gone := l.ended || r.closed
+	r.mu.Unlock()
+	if gone {
+		return
+	}
+	for _, k := range offered {
+		w := r.watches.find(k)
+		switch {
+		case w != nil && slices.ContainsFunc(w.memberships(), func(m membership) bool { return m.list == l }):
+			continue
+		case l.size == l.limit:
+			more = true
+			continue
+		}
+		l.size++
+		if w != nil {
+			r.join(l, w)
+			continue
+		}
+		if l.awaited != nil {
+			l.awaited[k] = struct{}{}
+		}
+		r.add(k, &watch{reader: r, extra: &extra{interval: l.terms.MinInterval, members: []membership{{list: l}}}})
+	}
+	if whole {
+		l.read, l.full = true, more
+	} else {
+		l.full = l.full || more
+	}
+	r.listing(l)
+}
+
+// join makes an instance that is watched already one of a list's.
+func (r *Reader) join(l *list, w *watch) {
+	m := membership{list: l, joined: w.shown}
+	if w.shown {
+		r.later = append(r.later, Event{Kind: Joined, Key: w.Key(), List: l.name})
+	} else if l.awaited != nil && !w.judged {
+		l.awaited[w.Key()] = struct{}{}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if w.extra == nil {
+		w.extra = &extra{named: true}
+	}
+	w.extra.members = append(slices.Clone(w.extra.members), m)
+}
+
+// leave makes an instance one of a list's no more, and closes its watch if nothing else wants it. It needs editing.
+func (r *Reader) leave(l *list, w *watch) {
+	old := w.memberships()
+	members := slices.DeleteFunc(slices.Clone(old), func(m membership) bool { return m.list == l })
+	if len(members) == len(old) {
+		return
+	}
+	r.mu.Lock()
+	w.extra.members = members
+	r.mu.Unlock()
+	l.size--
+	if l.full && !l.ended {
+		l.found.Again() // there is room
+	}
+	if len(members) == 0 && !w.named() {
+		r.drop(w)
+	}
+}
+
+// arrived says that the client knows what there is to know of an instance of a list. It needs editing.
+func (r *Reader) arrived(l *list, k status.Key) {
+	delete(l.awaited, k)
+	r.listing(l)
+}
+
+// listing tells the client that it has been told all, when that is so. It needs editing.
+func (r *Reader) listing(l *list) {
+	if !l.read || len(l.awaited) > 0 || l.listed && l.toldMore == l.full {
+		return
+	}
+	l.awaited, l.listed, l.toldMore = nil, true, l.full
+	r.later = append(r.later, Event{Kind: Listed, List: l.name, More: l.full})
+}

@@ -1,0 +1,322 @@
+// Package reader decides what one client is told next.
+//
+// A [Reader] is the watches of one client, whatever the transport: instances by name, and lists of what a query selects. It
+// knows what the client has seen, and who the client is; the transport asks it for one [Event] after the other, and writes
+// them.
+//
+// It promises that
+//
+//   - a client is told what its audience may see and nothing else: rights are decided for every version, by the policy and
+//     the principal in force at that moment. What does not exist and what the client may not see look alike, and what it may
+//     not see any longer is gone;
+//   - the versions that it is told of an instance only grow and end on the newest, and a change that its audience cannot see
+//     is no event;
+//   - a client that does not take its events costs one pending version per watch, and delays nobody;
+//   - what many see alike is made once for all of them ([Sight]).
+//
+// Use:
+//
+//	source := reader.NewSource(h, lists, policy)
+//	r.Open(source, sink, principal)      // r is a field of what the transport keeps per client
+//	r.Watch(key, reader.Terms{After: 123})
+//	…                                    // sink.Wake: there is something
+//	for r.Next(&event) { … }
+//	r.Close()
+package reader
+
+import (
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"statusrelay/internal/auth"
+	"statusrelay/internal/hub"
+	"statusrelay/internal/policy"
+	"statusrelay/internal/status"
+)
+
+// A Source is what all readers of a transport have in common.
+type Source struct {
+	hub    *hub.Hub
+	lists  *hub.Lists
+	policy func() *policy.Policy
+	seed   maphash.Seed
+}
+
+// NewSource returns a source of readers. The policy may change at any time; readers notice with every version, and when they
+// are asked to [Reader.Reassess].
+func NewSource(h *hub.Hub, lists *hub.Lists, p func() *policy.Policy) *Source {
+	return &Source{hub: h, lists: lists, policy: p, seed: maphash.MakeSeed()}
+}
+
+// Policy is the policy in force.
+func (s *Source) Policy() *policy.Policy { return s.policy() }
+
+// A Sink is told that its reader has events.
+type Sink interface {
+	// Wake must not block and must not use the reader.
+	Wake()
+}
+
+// Kind says what an event is about.
+type Kind uint8
+
+// The kinds of events.
+const (
+	Status Kind = iota // a new version of an instance
+	Gone               // an instance that the client has is purged, expired or no longer to be seen
+	Joined             // an instance has come into a list
+	Left               // an instance that the client has is in a list no longer, though it may be seen
+	Listed             // all that was in a list when the client asked has been told
+)
+
+// An Event is what to tell the client next.
+type Event struct {
+	Kind    Kind
+	Key     status.Key // not of Listed
+	Version int64      // of Status, Gone, Left
+	Sight   *Sight     // of Status: what the client sees. Its own version is Version unless Own.
+	Own     bool       // of Status: Version is this client's own, because its rights have changed
+	List    string     // of Joined, Left and Listed
+	More    bool       // of Listed: the query selects more than the limit
+}
+
+// Terms are what a client asks of a watch.
+type Terms struct {
+	After       int64         // the newest version that the client has; 0: none
+	MinInterval time.Duration // at most one status per instance in this time, ending on the newest; 0: as they come
+}
+
+// A Reader is one client's watches. It must not be copied once it is open. Next is called by one goroutine at a time; the other
+// methods by any, but for Open and Close.
+type Reader struct {
+	source *Source // set by Open
+	sink   Sink    // set by Open
+
+	principal atomic.Pointer[auth.Principal]
+
+	// editing is held while watches and lists are opened and closed. The hub is never called under mu, since it calls back.
+	editing sync.Mutex
+
+	mu      sync.Mutex
+	woken   *watch           // guarded by mu: the last of a ring of the watches that have something pending
+	watches watchList        // written under editing and mu, read under either
+	lists   map[string]*list // the same; nil until there is one
+	ready   []*list          // guarded by mu: those that have found something
+	closed  bool             // guarded by mu
+
+	later []Event // owned by Next: what follows from what it has returned
+}
+
+// Open makes the reader ready for its first watch.
+func (r *Reader) Open(s *Source, sink Sink) { r.source, r.sink = s, sink }
+
+// SetPrincipal says who the client is, before its first watch and whenever that changes; Reassess follows.
+func (r *Reader) SetPrincipal(who *auth.Principal) { r.principal.Store(who) }
+
+// Principal is who the client is; nil while that is not known.
+func (r *Reader) Principal() *auth.Principal { return r.principal.Load() }
+
+// Close closes all watches. Nothing is woken any more when it has returned.
+func (r *Reader) Close() {
+	r.editing.Lock()
+	defer r.editing.Unlock()
+	r.mu.Lock()
+	r.closed = true
+	watches, lists := r.watches, r.lists
+	r.watches, r.lists, r.woken, r.ready = watchList{}, nil, nil, nil
+	for w := range watches.all {
+		w.closed = true
+	}
+	r.mu.Unlock()
+	for w := range watches.all {
+		w.end()
+	}
+	for _, l := range lists {
+		l.found.Close()
+	}
+}
+
+// Watches says how many instances the client may come to watch: those by name, and as many as its lists may have.
+func (r *Reader) Watches() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := 0
+	for w := range r.watches.all {
+		if w.named() {
+			n++
+		}
+	}
+	for _, l := range r.lists {
+		n += l.limit
+	}
+	return n
+}
+
+// Has reports whether the client watches an instance by name.
+func (r *Reader) Has(k status.Key) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w := r.watches.find(k)
+	return w != nil && w.named()
+}
+
+// Watch opens a watch on an instance. One that there is already is replaced, so that the client is told the current status
+// if it is newer than what the client says it has.
+func (r *Reader) Watch(k status.Key, t Terms) {
+	r.editing.Lock()
+	defer r.editing.Unlock()
+	var members []membership
+	if old := r.watches.find(k); old != nil {
+		members = old.memberships()
+		r.drop(old)
+	}
+	w := &watch{reader: r, sent: t.After}
+	if t.MinInterval > 0 || len(members) > 0 {
+		w.extra = &extra{interval: t.MinInterval, members: members, named: true}
+	}
+	r.add(k, w)
+}
+
+// Unwatch closes the watch of an instance. Versions of it that have not been taken are not told any more, unless a list
+// has it.
+func (r *Reader) Unwatch(k status.Key) {
+	r.editing.Lock()
+	defer r.editing.Unlock()
+	w := r.watches.find(k)
+	switch {
+	case w == nil || !w.named():
+	case len(w.memberships()) > 0:
+		r.mu.Lock()
+		w.extra.named = false
+		r.mu.Unlock()
+	default:
+		r.drop(w)
+	}
+}
+
+// add opens a watch. It needs editing.
+func (r *Reader) add(k status.Key, w *watch) {
+	// The hub first: it gives the watch its key. It is woken at the earliest when the hub has read.
+	r.source.hub.Watch(&w.Watch, k, w)
+	r.mu.Lock()
+	r.watches.put(k, w)
+	r.mu.Unlock()
+}
+
+// drop closes a watch. It needs editing.
+func (r *Reader) drop(w *watch) {
+	r.mu.Lock()
+	w.closed = true
+	r.watches.remove(w.Key())
+	r.mu.Unlock()
+	w.end()
+}
+
+// Reassess has the rights of everything decided again, by the policy and the principal in force.
+func (r *Reader) Reassess() {
+	r.editing.Lock()
+	defer r.editing.Unlock()
+	for w := range r.watches.all {
+		w.Again()
+	}
+	for _, l := range r.lists {
+		l.found.Again()
+	}
+}
+
+// Next finds what to tell the client next, and reports whether there is anything. It is called for every frame of every
+// client: what is on the stack, copied or allocated here counts.
+func (r *Reader) Next(e *Event) bool {
+	for {
+		if len(r.later) > 0 {
+			*e, r.later = r.later[0], r.later[1:]
+			return true
+		}
+		w, l, more := r.pop()
+		switch {
+		case !more:
+			return false
+		case l != nil:
+			r.admit(l)
+		case w.extra != nil:
+			w.takeWithTerms()
+		default:
+			if snapshot := w.Take(); snapshot != nil && w.judge(snapshot, e) {
+				return true
+			}
+		}
+	}
+}
+
+// pop returns a watch that has something pending, or a list that has found something.
+func (r *Reader) pop() (w *watch, l *list, more bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, nil, false
+	}
+	if len(r.ready) > 0 {
+		l = r.ready[0]
+		if r.ready = r.ready[1:]; len(r.ready) == 0 {
+			r.ready = nil
+		}
+		return nil, l, true
+	}
+	for r.woken != nil {
+		w = r.woken.next
+		if r.woken.next = w.next; r.woken == w {
+			r.woken = nil
+		}
+		w.next = nil
+		if !w.closed {
+			return w, nil, true
+		}
+	}
+	return nil, nil, false
+}
+
+// watchList holds the watches of a reader. Most readers have one.
+type watchList struct {
+	first *watch
+	more  map[status.Key]*watch // nil until there is a second one
+}
+
+func (l *watchList) find(k status.Key) *watch {
+	if l.first != nil && l.first.Key() == k {
+		return l.first
+	}
+	return l.more[k]
+}
+
+// put adds a watch for an instance that is not in the list.
+func (l *watchList) put(k status.Key, w *watch) {
+	switch {
+	case l.first == nil:
+		l.first = w
+	case l.more == nil:
+		l.more = map[status.Key]*watch{k: w}
+	default:
+		l.more[k] = w
+	}
+}
+
+func (l *watchList) remove(k status.Key) {
+	if l.first != nil && l.first.Key() == k {
+		l.first = nil
+	} else {
+		delete(l.more, k)
+	}
+}
+
+func (l *watchList) all(yield func(*watch) bool) {
+	if l.first != nil && !yield(l.first) {
+		return
+	}
+	for _, w := range l.more {
+		if !yield(w) {
+			return
+		}
+	}
+}
