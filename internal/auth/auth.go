@@ -1,7 +1,8 @@
 // Package auth answers one question: who is asking?
 //
-// It turns the bearer token (JWT, RFC 7519) of a request or a socket into a [*Principal]. What a principal may see
-// is not decided here but in package policy.
+// It turns the bearer token (JWT, RFC 7519) of a request or a socket into a [*Principal], and so does it with the
+// single-use ticket that stands for one where a browser can set no header. What a principal may see is not decided here
+// but in package policy.
 //
 // It promises that
 //
@@ -13,9 +14,11 @@
 //     for remembered tokens too, and a new one works within 30 s, also while somebody floods the verifier with tokens
 //     of unknown keys, which costs the issuer at most two fetches in 30 s;
 //   - while the endpoint is down the known keys keep working for [Options.KeyGrace], and not longer;
-//   - no error contains a token, or any part of one but its issuer, key id and algorithm;
+//   - no error contains a token, or any part of one but its issuer, key id and algorithm; none contains a ticket;
 //   - a token that was verified before costs one hash and no allocation, and all who hold it share one Principal
-//     (about 2.4 kB with the claims of an Entra user, the memory of the token included).
+//     (about 2.4 kB with the claims of an Entra user, the memory of the token included);
+//   - a ticket is good once, at one replica, for at most [MaxTicketLifetime] and no longer than its token, and names the
+//     very principal that it was issued to; whoever reads the store finds no ticket there.
 //
 // Use:
 //
@@ -24,9 +27,13 @@
 //	…
 //	token, ok, err := auth.Bearer(request)
 //	principal, err := verifier.Verify(ctx, token)
+//	…
+//	tickets := auth.NewTickets(auth.TicketOptions{Store: store})
+//	ticket, expires, err := tickets.Issue(ctx, principal, auth.Origin(request))
+//	principal, err = tickets.Redeem(ctx, ticket, auth.Origin(laterRequest))
 //
 // An error wraps [ErrUnauthenticated] when the credential is at fault ([ErrExpired] when all that is wrong with it is its
-// age), and status.ErrUnavailable when the issuer's keys cannot be had, so that nobody can tell.
+// age), and status.ErrUnavailable when the issuer's keys, or the tickets, cannot be had, so that nobody can tell.
 package auth
 
 import (
