@@ -1,24 +1,33 @@
-// Package httpapi serves statuses over HTTP, from the store.
+// Package httpapi serves statuses over HTTP: from the store to those who ask, from the hub to those who wait.
 //
-//	GET /v1/hubs/{hub}/instances/{instanceId}
-//	GET /v1/instances/{instanceId}                the same on the default hub
+//	GET  /v1/hubs/{hub}/instances/{instanceId}    one instance, at once; or when it changes (Prefer: wait); or as a stream
+//	GET  /v1/hubs/{hub}/instances?id=a&id=b       several; or as a stream
+//	GET  /v1/hubs/{hub}/instances?label.x=y&…     those that the caller may read; or as a stream, as they come and go
+//	GET  /v1/instances…                           the same on the default hub
+//	POST /v1/tickets                              a ticket for a WebSocket or a stream that can set no header
+//	GET  /runtime/webhooks/durabletask/instances/{instanceId}   as Durable Functions' own status URL answers
 //
-// It promises that a caller sees the view of their audience and nothing else,
-// and that an instance they may not see is answered exactly like one that does
-// not exist. The answer carries an ETag of what this audience sees, so that
-// If-None-Match is answered with 304 until that changes (RFC 9110 section
-// 13.1.2), and may be kept but not used unasked (Cache-Control: private,
-// no-cache). Errors are problem+json (package problem).
+// It promises that a caller sees the views of their audiences and nothing else, on every path, and that an instance they
+// may not see is answered exactly like one that does not exist. Answers carry an ETag of what the caller sees, so that
+// If-None-Match is answered with 304 until that changes (RFC 9110 section 13.1.2), and may be kept but not used unasked
+// (Cache-Control: private, no-cache). While an instance runs, Retry-After follows the rate at which it really changes.
+// Who waits costs the store nothing and is bounded in number, per caller and in all. Errors are problem+json (package
+// problem).
 //
-// New returns the handler; it keeps no state of its own.
+// Use:
+//
+//	a := httpapi.New(httpapi.Options{Verify: verifier.Verify, Source: source, Store: store, Tickets: tickets})
+//	mux.Handle("/v1/", a)
+//	…
+//	a.Shutdown(10 * time.Second) // those who wait are answered, at random points of that time
 package httpapi
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,153 +35,185 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"statusrelay/internal/auth"
-	"statusrelay/internal/policy"
 	"statusrelay/internal/problem"
+	"statusrelay/internal/reader"
 	"statusrelay/internal/status"
 )
 
-// readTimeout bounds how long the store may take. One that hangs is answered as
-// one that is away: whoever is told 503 comes back, whoever waits piles up.
+// readTimeout bounds how long the store may take. One that hangs is answered as one that is away: whoever is told 503 comes
+// back, whoever waits piles up.
 const readTimeout = 3 * time.Second
 
-// Store is where statuses are read: nil where there is none, index by index.
+// Store is where statuses are read.
 type Store interface {
+	// Latest returns one record per key, nil where there is none.
 	Latest(ctx context.Context, keys []status.Key) ([]*status.Record, error)
+	// List looks at n entries of the query's index behind a place, and returns those that the query selects.
+	List(ctx context.Context, q *status.Query, from status.Cursor, n int) (status.Page, error)
 }
 
-// Options of the handler. Verify, Policy and Store are required.
+// Options of an API. Verify, Source and Store are required.
 type Options struct {
-	Verify     func(ctx context.Context, token string) (*auth.Principal, error)
-	Policy     func() *policy.Policy // the policy in force; may change between requests
-	Store      Store
-	DefaultHub string                // of paths that name none; "default" when empty
-	Logger     *slog.Logger          // nil: discard
-	Metrics    prometheus.Registerer // nil: counted, but not shown
+	Verify  func(ctx context.Context, token string) (*auth.Principal, error)
+	Source  *reader.Source // has the hub, and the policy in force, which may change between requests
+	Store   Store
+	Tickets *auth.Tickets // nil: there are none
+
+	DefaultHub string // of paths that name none. Default "default"
+	// PublicURL is what callers see in front of the path: scheme, host, and prefix if there is one. Default: the
+	// request's host, with http unless the connection itself is TLS.
+	PublicURL string
+
+	MaxWait      time.Duration // the longest long-poll. Default 55 s, below what most proxies allow
+	MaxWaiting   int           // long-polls at a time. Default 10,000
+	MaxStreams   int           // event streams at a time. Default 10,000
+	MaxPerCaller int           // of each of both. Default 100
+
+	RetryMin, RetryMax time.Duration // bounds of Retry-After. Default 1 s, 1 min
+
+	Heartbeat    time.Duration // between comments in a stream at most; up to a quarter shorter at random. Default 15 s
+	WriteTimeout time.Duration // to write what a stream has. Default 10 s
+
+	Logger  *slog.Logger          // default: none
+	Metrics prometheus.Registerer // default: counted nowhere visible
 }
 
-type api struct {
-	Options
-	requests *prometheus.HistogramVec
+// An API is the handler of all paths of the public listener but the WebSocket's.
+type API struct {
+	o       Options
+	mux     *http.ServeMux
+	metrics *metrics
+	waiting *places // for long-polls
+	streams *places // for event streams
+	closing chan struct{}
+	period  time.Duration // over which those who wait are answered; written before closing is closed
 }
 
-// New returns the handler of all paths below /v1/ that are not the watch.
-func New(o Options) http.Handler {
-	if o.DefaultHub == "" {
-		o.DefaultHub = "default"
-	}
+// New returns an API that serves until it is shut down.
+func New(o Options) *API {
+	defaultTo(&o.DefaultHub, "default")
+	defaultTo(&o.MaxWait, 55*time.Second)
+	defaultTo(&o.MaxWaiting, 10_000)
+	defaultTo(&o.MaxStreams, 10_000)
+	defaultTo(&o.MaxPerCaller, 100)
+	defaultTo(&o.RetryMin, time.Second)
+	defaultTo(&o.RetryMax, time.Minute)
+	defaultTo(&o.Heartbeat, 15*time.Second)
+	defaultTo(&o.WriteTimeout, 10*time.Second)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	a := &api{Options: o, requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name:    "statusrelay_httpapi_request_seconds",
-		Help:    "Time to answer, by status.",
-		Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .1, .5, 2.5},
-	}, []string{"code"})}
-	if o.Metrics != nil {
-		o.Metrics.MustRegister(a.requests)
+	a := &API{o: o, mux: http.NewServeMux(), metrics: newMetrics(o.Metrics), closing: make(chan struct{})}
+	a.waiting = newPlaces(o.MaxWaiting, o.MaxPerCaller, a.metrics.waiting)
+	a.streams = newPlaces(o.MaxStreams, o.MaxPerCaller, a.metrics.streams)
+	read := []string{http.MethodGet, http.MethodHead}
+	a.mux.Handle("/v1/hubs/{hub}/instances/{instanceId}", a.handle(a.instance, read...))
+	a.mux.Handle("/v1/instances/{instanceId}", a.handle(a.instance, read...))
+	a.mux.Handle("/v1/hubs/{hub}/instances", a.handle(a.instances, read...))
+	a.mux.Handle("/v1/instances", a.handle(a.instances, read...))
+	a.mux.Handle("/runtime/webhooks/durabletask/instances/{instanceId}", a.handle(a.durable, read...))
+	if o.Tickets != nil {
+		a.mux.Handle("/v1/tickets", a.handle(a.ticket, http.MethodPost))
 	}
-	mux := http.NewServeMux()
-	mux.Handle("/v1/hubs/{hub}/instances/{instanceId}", a.handle(a.instance))
-	mux.Handle("/v1/instances/{instanceId}", a.handle(a.instance))
-	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { problem.Write(w, problem.NoResource()) })
-	return mux
+	a.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { problem.Write(w, problem.NoResource()) })
+	return a
 }
 
-// handle turns a function that answers or fails into a handler. It returns the
-// status it answered with, or an error that is answered by the table.
-func (a *api) handle(answer func(http.ResponseWriter, *http.Request) (int, error)) http.Handler {
+func defaultTo[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// ServeHTTP answers a request.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTTP(w, r) }
+
+// Shutdown has everyone who waits answered, and every stream ended, at random points of a period: not all of them should come
+// back at once. It does not wait. Requests that come later are answered and do not wait. It must be called once at most.
+func (a *API) Shutdown(period time.Duration) {
+	a.period = period
+	close(a.closing)
+}
+
+// An answer writes the answer to a request and returns its status; or an error, which is answered by the table of package
+// problem.
+type answer func(w http.ResponseWriter, r *http.Request) (code int, err error)
+
+// handle turns an answer into a handler of the methods that there are.
+func (a *API) handle(f answer, methods ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		h := w.Header()
 		h.Add("Vary", "Authorization, Accept") // beside what CORS has set
 		h.Set("X-Content-Type-Options", "nosniff")
 		code, err := http.StatusMethodNotAllowed, error(nil)
-		if r.Method == http.MethodGet || r.Method == http.MethodHead {
-			code, err = answer(w, r)
+		if slices.Contains(methods, r.Method) {
+			code, err = f(w, r)
 		} else {
-			h.Set("Allow", "GET, HEAD")
+			h.Set("Allow", strings.Join(methods, ", "))
 			problem.Write(w, problem.MethodNotAllowed())
 		}
 		if err != nil {
-			p := problem.Of(err)
-			code = p.Status
-			switch {
-			case errors.Is(err, context.Canceled) && r.Context().Err() != nil: // the caller left
-			case code == http.StatusInternalServerError:
-				a.Logger.ErrorContext(r.Context(), "request", "path", r.Pattern, "error", err)
-			default:
-				a.Logger.DebugContext(r.Context(), "request", "path", r.Pattern, "error", err)
-			}
-			problem.Write(w, p)
+			code = a.fail(w, r, err)
 		}
-		a.requests.WithLabelValues(strconv.Itoa(code)).Observe(time.Since(start).Seconds())
+		a.metrics.requests.WithLabelValues(strconv.Itoa(code)).Observe(time.Since(start).Seconds())
 	})
 }
 
-// key reads the instance from the path.
-func (a *api) key(r *http.Request) (status.Key, error) {
-	k := status.Key{Hub: r.PathValue("hub"), InstanceID: r.PathValue("instanceId")}
-	if k.Hub == "" {
-		k.Hub = a.DefaultHub
+// fail answers an error: the caller is told its kind, the log its cause.
+func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) int {
+	p := problem.Of(err)
+	if full := (*fullError)(nil); errors.As(err, &full) {
+		p = problem.TooMany(full.retryAfter)
 	}
-	if err := status.ValidHub(k.Hub); err != nil {
-		return k, err
+	switch {
+	case errors.Is(err, context.Canceled) && r.Context().Err() != nil: // the caller left
+	case p.Status == http.StatusInternalServerError:
+		a.o.Logger.ErrorContext(r.Context(), "request", "path", r.Pattern, "error", err)
+	default:
+		a.o.Logger.DebugContext(r.Context(), "request", "path", r.Pattern, "error", err)
 	}
+	w.Header().Del("Retry-After")
+	problem.Write(w, p)
+	return p.Status
+}
+
+// authenticate says who asks: by a bearer token, or for a stream by a ticket.
+func (a *API) authenticate(r *http.Request, p *params) (*auth.Principal, error) {
+	ticket := p.text("ticket")
+	switch {
+	case ticket == "":
+		return auth.Authenticate(r, a.o.Verify)
+	case !wantsStream(r):
+		return nil, invalid("ticket", "only for a stream (Accept: text/event-stream) and for /v1/watch")
+	case len(r.Header.Values("Authorization")) > 0:
+		return nil, invalid("ticket", "not together with an Authorization header")
+	case a.o.Tickets == nil:
+		return nil, auth.ErrUnauthenticated
+	}
+	return a.o.Tickets.Redeem(r.Context(), ticket, auth.Origin(r))
+}
+
+// hub is the hub of the path.
+func (a *API) hub(r *http.Request) (string, error) {
+	hub := r.PathValue("hub")
+	if hub == "" {
+		hub = a.o.DefaultHub
+	}
+	return hub, status.ValidHub(hub)
+}
+
+// key is the instance of the path.
+func (a *API) key(r *http.Request) (status.Key, error) {
+	hub, err := a.hub(r)
+	if err != nil {
+		return status.Key{}, err
+	}
+	k := status.Key{Hub: hub, InstanceID: r.PathValue("instanceId")}
 	return k, status.ValidInstanceID(k.InstanceID)
 }
 
-// instance answers with the caller's view of one instance.
-func (a *api) instance(w http.ResponseWriter, r *http.Request) (int, error) {
-	who, err := auth.Authenticate(r, a.Verify)
-	if err != nil {
-		return 0, err
-	}
-	key, err := a.key(r)
-	if err != nil {
-		return 0, err
-	}
-	reading, cancel := context.WithTimeout(r.Context(), readTimeout)
-	defer cancel()
-	records, err := a.Store.Latest(reading, []status.Key{key})
-	if err != nil {
-		return 0, fmt.Errorf("reading %s: %w", key, err)
-	}
-	record := records[0]
-	if record == nil || record.Purged {
-		return 0, status.ErrNotFound
-	}
-	audience := a.Policy().Audience(who.Claims, record)
-	if audience == nil {
-		return 0, status.ErrNotFound // as if it did not exist
-	}
-	view := audience.View(record)
-	h := w.Header()
-	h.Set("ETag", view.ETag)
-	h.Set("Cache-Control", "private, no-cache")
-	if matches(r.Header.Values("If-None-Match"), view.ETag) {
-		w.WriteHeader(http.StatusNotModified)
-		return http.StatusNotModified, nil
-	}
-	body := append(view.JSON, '\n') // people read it in terminals
-	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(len(body)))
-	w.WriteHeader(http.StatusOK)
-	_, _ = w.Write(body) // the client is gone: nobody is left to tell
-	return http.StatusOK, nil
-}
-
-// matches reports whether an If-None-Match field names the tag, by weak
-// comparison (RFC 9110 section 8.8.3.2). Entity tags contain no comma here, so
-// that splitting at commas finds ours wherever it stands.
-func matches(field []string, etag string) bool {
-	etag = strings.TrimPrefix(etag, "W/")
-	for _, line := range field {
-		for tag := range strings.SplitSeq(line, ",") {
-			tag = strings.TrimSpace(tag)
-			if tag == "*" || strings.TrimPrefix(tag, "W/") == etag {
-				return true
-			}
-		}
-	}
-	return false
+func invalid(field, detail string) error {
+	return &status.InvalidError{Reason: status.ReasonInvalid, Field: field, Detail: detail}
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"maps"
@@ -34,15 +35,9 @@ func (a *Audience) View(r *status.Record) View {
 	if r.Purged {
 		return View{}
 	}
-	custom := []byte(r.Progress.CustomStatus)
-	switch {
-	case custom == nil:
-		custom = []byte("null")
-	case !a.sees.customStatus.sees():
-		p := a.projectors.borrow()
-		defer a.projectors.giveBack(p)
-		custom = p.project(a.sees.customStatus, custom)
-	}
+	p := a.projectors.borrow()
+	defer a.projectors.giveBack(p)
+	custom := a.customStatus(r, p)
 	output := r.Lifecycle.Output
 	if !a.sees.output {
 		output = nil
@@ -85,6 +80,33 @@ func (a *Audience) View(r *status.Record) View {
 	var version [len(`,"version":`) + 20]byte
 	b = slices.Insert(b, at, strconv.AppendInt(append(version[:0], `,"version":`...), r.Version, 10)...)
 	return View{b, etag}
+}
+
+// customStatus is what the audience may see of the custom status, null if that is nothing. It may be the projector's.
+func (a *Audience) customStatus(r *status.Record, p *projector) []byte {
+	switch custom := []byte(r.Progress.CustomStatus); {
+	case custom == nil:
+		return []byte("null")
+	case a.sees.customStatus.sees():
+		return custom
+	default:
+		return p.project(a.sees.customStatus, custom)
+	}
+}
+
+// Values returns what the audience may see of a record, for forms other than View's: its custom status, null if that is
+// nothing; its output and its failure, nil if it has none or the audience may not see it.
+func (a *Audience) Values(r *status.Record) (custom, output []byte, failure *status.Failure) {
+	p := a.projectors.borrow()
+	custom = bytes.Clone(a.customStatus(r, p))
+	a.projectors.giveBack(p)
+	if a.sees.output {
+		output = r.Lifecycle.Output
+	}
+	if a.sees.failure {
+		failure = r.Lifecycle.Failure
+	}
+	return custom, output, failure
 }
 
 func etagOf(content []byte) string {

@@ -50,6 +50,9 @@ func NewSource(h *hub.Hub, lists *hub.Lists, p func() *policy.Policy) *Source {
 	return &Source{hub: h, lists: lists, policy: p, seed: maphash.MakeSeed()}
 }
 
+// Hub is where instances are watched.
+func (s *Source) Hub() *hub.Hub { return s.hub }
+
 // Policy is the policy in force.
 func (s *Source) Policy() *policy.Policy { return s.policy() }
 

@@ -1,0 +1,110 @@
+package httpapi
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"statusrelay/internal/auth"
+	"statusrelay/internal/policy"
+	"statusrelay/internal/status"
+)
+
+// durable answers as the status URL that Durable Functions has built in, so that what polls that one needs another host
+// only (Microsoft, "HTTP API reference for Durable Functions", get instance status): 202 with Location and Retry-After while
+// it runs, 200 when it has ended. It has neither input nor history; that they are asked for is no mistake, and nor is any
+// parameter that is not known here, since the built-in one ignores those too.
+func (a *API) durable(w http.ResponseWriter, r *http.Request) (int, error) {
+	who, err := auth.Authenticate(r, a.o.Verify)
+	if err != nil {
+		return 0, err
+	}
+	query := r.URL.Query()
+	key := status.Key{Hub: a.o.DefaultHub, InstanceID: r.PathValue("instanceId")}
+	if hub := query.Get("taskHub"); hub != "" {
+		key.Hub = hub
+	}
+	if status.ValidHub(key.Hub) != nil || status.ValidInstanceID(key.InstanceID) != nil {
+		return 0, status.ErrNotFound // which is what clients of the built-in one understand
+	}
+	record, err := a.latest(r.Context(), key)
+	if err != nil {
+		return 0, err
+	}
+	audience := a.o.Source.Policy().Audience(who.Claims, record)
+	if audience == nil {
+		return 0, status.ErrNotFound
+	}
+	h := w.Header()
+	h.Set("Cache-Control", "private, no-cache")
+	code := http.StatusOK
+	switch {
+	case !record.Terminal():
+		code = http.StatusAccepted
+		h.Set("Location", a.location(r, query))
+		h.Set("Retry-After", seconds(a.retryAfter(record, time.Now())))
+	case record.RuntimeStatus() == status.Failed && strings.EqualFold(query.Get("returnInternalServerErrorOnFailure"), "true"):
+		code = http.StatusInternalServerError
+	}
+	return writeJSON(w, code, durableStatus(audience, record)), nil
+}
+
+// location is the URL that the caller has asked for. A function key, which existing callers send and nobody here wants, is
+// not sent back.
+func (a *API) location(r *http.Request, query url.Values) string {
+	base := a.o.PublicURL
+	if base == "" {
+		scheme := "http"
+		if r.TLS != nil {
+			scheme = "https"
+		}
+		base = scheme + "://" + r.Host
+	}
+	query.Del("code")
+	u := base + r.URL.EscapedPath()
+	if encoded := query.Encode(); encoded != "" {
+		u += "?" + encoded
+	}
+	return u
+}
+
+// durableStatus is a view in the form of Durable Functions' status object: every member is always there, as its clients
+// insist, and times have whole seconds.
+func durableStatus(audience *policy.Audience, r *status.Record) []byte {
+	created, changed := r.CreatedTime, r.LastUpdatedTime
+	if changed.IsZero() {
+		changed = r.Changed()
+	}
+	if created.IsZero() && r.Generation > 0 {
+		created = time.UnixMilli(r.Generation)
+	}
+	if created.IsZero() {
+		created = changed
+	}
+	custom, output, failure := audience.Values(r)
+	if output == nil {
+		output = []byte("null")
+		if failure != nil { // that is where the built-in one has the text
+			output, _ = jsontext.AppendQuote(nil, failure.Message)
+		}
+	}
+	b := appendMember([]byte{'{'}, "name", r.Name)
+	b = appendMember(append(b, ','), "instanceId", r.InstanceID)
+	b = appendMember(append(b, ','), "runtimeStatus", string(r.RuntimeStatus()))
+	b = append(append(b, `,"input":null,"customStatus":`...), custom...)
+	b = append(append(b, `,"output":`...), output...)
+	b = appendMember(append(b, ','), "createdTime", durableTime(created))
+	b = appendMember(append(b, ','), "lastUpdatedTime", durableTime(changed))
+	return append(b, '}')
+}
+
+func durableTime(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05Z") }
+
+func appendMember(b []byte, name, value string) []byte {
+	b, _ = jsontext.AppendQuote(b, name) // what is no UTF-8 becomes U+FFFD, and that is all it can complain of
+	b, _ = jsontext.AppendQuote(append(b, ':'), value)
+	return b
+}

@@ -1,0 +1,216 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"time"
+
+	"statusrelay/internal/auth"
+	"statusrelay/internal/hub"
+	"statusrelay/internal/policy"
+	"statusrelay/internal/status"
+)
+
+// instance answers with the caller's view of one instance: at once, when it has changed, or as a stream.
+func (a *API) instance(w http.ResponseWriter, r *http.Request) (int, error) {
+	p := parseParams(r)
+	after := p.number("after", 0, status.MaxInteger, 0)
+	if wantsStream(r) {
+		return a.instanceStream(w, r, p, after)
+	}
+	who, err := a.authenticate(r, p)
+	if err != nil {
+		return 0, err
+	}
+	key, err := a.key(r)
+	if err != nil {
+		return 0, err
+	}
+	if err := p.err(); err != nil {
+		return 0, err
+	}
+	tags, err := parseEntityTags(r.Header)
+	if err != nil {
+		return 0, err
+	}
+	if p.has("after") && tags.conditional() {
+		return 0, invalid("after", "not together with If-None-Match")
+	}
+	record, err := a.latest(r.Context(), key)
+	if err != nil {
+		return 0, err
+	}
+	s, err := a.see(who, record)
+	if err != nil {
+		return 0, err
+	}
+	if !tags.match(s.view.ETag) && (!p.has("after") || record.Version > after) {
+		return a.respond(w, s, "")
+	}
+	wait := prefersWait(r.Header, a.o.MaxWait)
+	if wait == 0 {
+		return a.notModified(w, s, "")
+	}
+	return a.await(w, r, who, s, tags, wait)
+}
+
+// latest reads one instance, which is an ErrNotFound when there is none. It is stale if it has been silent for too long.
+func (a *API) latest(ctx context.Context, key status.Key) (*status.Record, error) {
+	reading, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	records, err := a.o.Store.Latest(reading, []status.Key{key})
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", key, err)
+	}
+	if records[0] == nil || records[0].Purged {
+		return nil, status.ErrNotFound
+	}
+	return a.aged(records[0]), nil
+}
+
+func (a *API) aged(r *status.Record) *status.Record {
+	return r.Aged(a.o.Source.Policy().StaleAfter(r), time.Now())
+}
+
+// A seen is a record as a caller sees it.
+type seen struct {
+	record *status.Record
+	view   policy.View
+}
+
+// see returns what a caller sees of a record. What they may not see is an ErrNotFound, as if it did not exist.
+func (a *API) see(who *auth.Principal, r *status.Record) (seen, error) {
+	audience := a.o.Source.Policy().Audience(who.Claims, r)
+	if audience == nil {
+		return seen{}, status.ErrNotFound
+	}
+	return seen{r, audience.View(r)}, nil
+}
+
+func (a *API) respond(w http.ResponseWriter, s seen, preference string) (int, error) {
+	a.describe(w.Header(), s, preference)
+	return writeJSON(w, http.StatusOK, s.view.JSON), nil
+}
+
+func (a *API) notModified(w http.ResponseWriter, s seen, preference string) (int, error) {
+	a.describe(w.Header(), s, preference)
+	w.WriteHeader(http.StatusNotModified)
+	return http.StatusNotModified, nil
+}
+
+// describe sets the headers of a view.
+func (a *API) describe(h http.Header, s seen, preference string) {
+	h.Set("ETag", s.view.ETag)
+	h.Set("Cache-Control", "private, no-cache")
+	if preference != "" {
+		h.Set("Preference-Applied", preference)
+	}
+	if after := a.retryAfter(s.record, time.Now()); after > 0 {
+		h.Set("Retry-After", seconds(after))
+	}
+}
+
+// retryAfter is when to ask again: when the next change is to be expected from those before, or, of an instance that has
+// been silent for longer than that, after as long a time again. An ended one need not be asked again.
+func (a *API) retryAfter(r *status.Record, now time.Time) time.Duration {
+	if r.Terminal() {
+		return 0
+	}
+	return min(max(r.Interval, now.Sub(r.Changed()), a.o.RetryMin), a.o.RetryMax)
+}
+
+// seconds is a duration as Retry-After has it.
+func seconds(d time.Duration) string { return strconv.Itoa(int(math.Ceil(d.Seconds()))) }
+
+// writeJSON writes a body, with the end of line that people who read it in terminals want.
+func writeJSON(w http.ResponseWriter, code int, body []byte) int {
+	body = append(body, '\n')
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(code)
+	_, _ = w.Write(body) // the client is gone: nobody is left to tell
+	return code
+}
+
+// await answers when the caller's view is no longer the one that they have, or when they have waited long enough. Meanwhile
+// the store is not asked: the hub tells what changes.
+func (a *API) await(w http.ResponseWriter, r *http.Request, who *auth.Principal, had seen, tags entityTags, wait time.Duration) (int, error) {
+	leave, err := a.waiting.enter(who)
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
+	// The server's deadline for reading the request would otherwise end one that waits for longer.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // fails where there is none
+	preference := "wait=" + seconds(wait)
+	var c cell
+	c.wake = make(chan struct{}, 1)
+	a.o.Source.Hub().Watch(&c.Watch, had.record.Key(), &c)
+	defer c.Close()
+
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	expiry := newExpiry(who)
+	defer expiry.Stop()
+	closing := a.closing
+	for {
+		select {
+		case <-c.wake:
+		case <-timeout.C:
+			return a.notModified(w, had, preference)
+		case <-closing:
+			closing = nil
+			timeout.Reset(min(wait, rand.N(a.period+1)))
+			continue
+		case <-expiry.C:
+			return 0, auth.ErrExpired
+		case <-r.Context().Done():
+			return 0, r.Context().Err()
+		}
+		snapshot := c.Take()
+		switch {
+		case snapshot == nil:
+			continue
+		case snapshot.Gone():
+			return 0, status.ErrNotFound
+		}
+		audience := a.o.Source.Policy().Audience(who.Claims, snapshot.Record)
+		if audience == nil {
+			return 0, status.ErrNotFound
+		}
+		now := seen{snapshot.Record, a.o.Source.Sight(snapshot, audience).View}
+		if now.view.ETag != had.view.ETag && !tags.has(now.view.ETag) {
+			return a.respond(w, now, preference)
+		}
+		had.record = now.record // which Retry-After is reckoned from
+	}
+}
+
+// A cell is a watch whose reader is a request.
+type cell struct {
+	hub.Watch
+	wake chan struct{}
+}
+
+// Wake is called by the hub.
+func (c *cell) Wake() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// newExpiry returns a timer that fires when a principal's credential is no longer good.
+func newExpiry(who *auth.Principal) *time.Timer {
+	if who.Expires.IsZero() {
+		t := time.NewTimer(0)
+		t.Stop() // and never fires (Go 1.23)
+		return t
+	}
+	return time.NewTimer(time.Until(who.Expires))
+}

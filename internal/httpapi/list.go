@@ -1,0 +1,312 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"statusrelay/internal/auth"
+	"statusrelay/internal/policy"
+	"statusrelay/internal/reader"
+	"statusrelay/internal/status"
+)
+
+const (
+	// maxInstances is how many instances one request may name or list.
+	maxInstances = 100
+	defaultLimit = 50
+	// maxEntries is how many entries of an index one request looks at. Who asks for what is rare among very many gets a
+	// page that is short, or empty, and a cursor.
+	maxEntries  = 1000
+	pageEntries = 200
+	// listName is what a stream calls its list; clients never see it.
+	listName = "list"
+)
+
+// instances answers with several instances: those that are named, or those that a query selects.
+func (a *API) instances(w http.ResponseWriter, r *http.Request) (int, error) {
+	hub, err := a.hub(r)
+	if err != nil {
+		return 0, err
+	}
+	p := parseParams(r)
+	if p.has("id") {
+		return a.batch(w, r, p, hub)
+	}
+	q := p.query(hub)
+	limit := int(p.number("limit", 1, maxInstances, defaultLimit))
+	if wantsStream(r) {
+		who, interval, err := a.beginStream(r, p)
+		if err != nil {
+			return 0, err
+		}
+		return a.stream(w, r, who, func(rd *reader.Reader) { rd.WatchList(listName, q, limit, interval) })
+	}
+	after := p.text("cursor")
+	who, err := a.authenticate(r, p)
+	if err != nil {
+		return 0, err
+	}
+	if err := p.err(); err != nil {
+		return 0, err
+	}
+	scope := scopeOf(who, q)
+	from, err := parseCursor(after, scope)
+	if err != nil {
+		return 0, err
+	}
+	return a.list(w, r, who, q, limit, from, scope)
+}
+
+// batch answers with the instances that are named, in that order, each with what has become of it.
+func (a *API) batch(w http.ResponseWriter, r *http.Request, p *params, hub string) (int, error) {
+	ids := p.all("id")
+	if len(ids) > maxInstances {
+		p.fault("id", "more than "+strconv.Itoa(maxInstances))
+		ids = nil
+	}
+	items, keys := itemsOf(ids, hub)
+	if wantsStream(r) {
+		for _, i := range items {
+			if i.code == http.StatusBadRequest {
+				p.fault("id", i.err.Error())
+			}
+		}
+		who, interval, err := a.beginStream(r, p)
+		if err != nil {
+			return 0, err
+		}
+		return a.stream(w, r, who, func(rd *reader.Reader) {
+			for _, k := range keys {
+				rd.Watch(k, reader.Terms{MinInterval: interval})
+			}
+		})
+	}
+	who, err := a.authenticate(r, p)
+	if err != nil {
+		return 0, err
+	}
+	if err := p.err(); err != nil {
+		return 0, err
+	}
+	tags, err := parseEntityTags(r.Header)
+	if err != nil {
+		return 0, err
+	}
+	reading, cancel := context.WithTimeout(r.Context(), readTimeout)
+	defer cancel()
+	records, err := a.o.Store.Latest(reading, keys)
+	if err != nil {
+		return 0, fmt.Errorf("reading %d instances: %w", len(keys), err)
+	}
+	b := newBody()
+	var soonest time.Duration
+	for _, i := range items {
+		if i.code == 0 {
+			var record *status.Record
+			record, records = records[0], records[1:]
+			if record != nil && !record.Purged {
+				record = a.aged(record)
+				if s, err := a.see(who, record); err == nil {
+					b.add(s)
+					soonest = sooner(soonest, a.retryAfter(record, time.Now()))
+					continue
+				}
+			}
+			i.code = http.StatusNotFound
+		}
+		b.refuse(i)
+	}
+	return b.respond(w, tags, "", soonest), nil
+}
+
+// sooner is the lesser of two times to ask again, of which 0 is never.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
+}
+
+// An item is an instance that is named.
+type item struct {
+	id   string
+	code int // 0 until it is known what becomes of it
+	err  error
+}
+
+// itemsOf returns the instances, each once, and the keys of those that can be.
+func itemsOf(ids []string, hub string) (items []item, keys []status.Key) {
+	known := make(map[string]bool, len(ids))
+	for _, id := range ids {
+		if known[id] {
+			continue
+		}
+		known[id] = true
+		if err := status.ValidInstanceID(id); err != nil {
+			items = append(items, item{id: bounded(id), code: http.StatusBadRequest, err: err})
+			continue
+		}
+		items = append(items, item{id: id})
+		keys = append(keys, status.Key{Hub: hub, InstanceID: id})
+	}
+	return items, keys
+}
+
+// list answers with what a query selects and the caller may read, newest change first.
+func (a *API) list(w http.ResponseWriter, r *http.Request, who *auth.Principal, q *status.Query, limit int, from status.Cursor, scope [8]byte) (int, error) {
+	tags, err := parseEntityTags(r.Header)
+	if err != nil {
+		return 0, err
+	}
+	reading, cancel := context.WithTimeout(r.Context(), readTimeout)
+	defer cancel()
+	b := newBody()
+	var soonest time.Duration
+	for looked := 0; looked < maxEntries; looked += pageEntries {
+		page, err := a.o.Store.List(reading, q, from, pageEntries)
+		if err != nil {
+			return 0, fmt.Errorf("reading a list: %w", err)
+		}
+		for i, record := range page.Records {
+			record = a.aged(record)
+			audience := a.o.Source.Policy().Audience(who.Claims, record)
+			if audience == nil || !maySelect(audience, who, q) {
+				continue
+			}
+			b.add(seen{record, audience.View(record)})
+			soonest = sooner(soonest, a.retryAfter(record, time.Now()))
+			if b.count == limit {
+				more := i < len(page.Records)-1 || page.Next != (status.Cursor{})
+				return b.respond(w, tags, cursorOf(page.After[i], scope, more), soonest), nil
+			}
+		}
+		if from = page.Next; from == (status.Cursor{}) {
+			break
+		}
+	}
+	return b.respond(w, tags, cursorOf(from, scope, from != (status.Cursor{})), soonest), nil
+}
+
+// maySelect reports whether a caller may select by all of the query's labels.
+func maySelect(audience *policy.Audience, who *auth.Principal, q *status.Query) bool {
+	for label, value := range q.Labels {
+		if !audience.MaySelectBy(who.Claims, label, value) {
+			return false
+		}
+	}
+	return true
+}
+
+// A body is the answer with several instances. Its ETag depends on what the views' do, and on their order.
+type body struct {
+	json  []byte
+	sum   []byte // what the ETag is made of
+	count int
+}
+
+func newBody() *body { return &body{json: []byte(`{"instances":[`)} }
+
+func (b *body) next() {
+	if b.count++; b.count > 1 {
+		b.json = append(b.json, ',')
+	}
+}
+
+func (b *body) add(s seen) {
+	b.next()
+	b.json = append(b.json, s.view.JSON...)
+	b.sum = append(b.sum, s.view.ETag...)
+}
+
+// refuse adds an instance that cannot be shown.
+func (b *body) refuse(i item) {
+	b.next()
+	b.json, _ = jsontext.AppendQuote(append(b.json, `{"instanceId":`...), i.id) // it is valid UTF-8, or has been made so
+	b.json = strconv.AppendInt(append(b.json, `,"status":`...), int64(i.code), 10)
+	b.json = append(b.json, '}')
+	b.sum = fmt.Appendf(b.sum, "%q %d", i.id, i.code)
+}
+
+func (b *body) respond(w http.ResponseWriter, tags entityTags, cursor string, retryAfter time.Duration) int {
+	sum := sha256.Sum256(append(b.sum, cursor...))
+	etag := `W/"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`
+	h := w.Header()
+	h.Set("ETag", etag)
+	h.Set("Cache-Control", "private, no-cache")
+	if retryAfter > 0 {
+		h.Set("Retry-After", seconds(retryAfter))
+	}
+	if tags.match(etag) {
+		w.WriteHeader(http.StatusNotModified)
+		return http.StatusNotModified
+	}
+	b.json = append(b.json, ']')
+	if cursor != "" {
+		b.json = append(append(append(b.json, `,"cursor":"`...), cursor...), '"') // base64url needs no quoting
+	}
+	return writeJSON(w, http.StatusOK, append(b.json, '}'))
+}
+
+// A cursor is a place in a list, and the list that it is a place in: caller, hub and filters. It names no instance, since
+// the last one looked at may be one that the caller may not see. Who forges one sees no more than with an honest one: it is
+// checked so that a mistake is not answered with instances of another list.
+
+// scopeOf identifies a list.
+func scopeOf(who *auth.Principal, q *status.Query) (scope [8]byte) {
+	parts := []string{who.Issuer, who.Subject, q.Hub, q.Name, strconv.Itoa(len(q.RuntimeStatus))}
+	for _, s := range q.RuntimeStatus {
+		parts = append(parts, string(s))
+	}
+	for _, label := range slices.Sorted(maps.Keys(q.Labels)) {
+		parts = append(parts, label, q.Labels[label])
+	}
+	var b []byte
+	for _, part := range parts {
+		b = binary.AppendUvarint(b, uint64(len(part)))
+		b = append(b, part...)
+	}
+	sum := sha256.Sum256(b)
+	copy(scope[:], sum[:])
+	return scope
+}
+
+func cursorOf(c status.Cursor, scope [8]byte, more bool) string {
+	if !more {
+		return ""
+	}
+	b := binary.AppendUvarint(scope[:], uint64(c.Version))
+	b = binary.AppendUvarint(b, uint64(c.Ties))
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+func parseCursor(text string, scope [8]byte) (status.Cursor, error) {
+	if text == "" {
+		return status.Cursor{}, nil
+	}
+	wrong := invalid("cursor", "not one of this list")
+	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	if err != nil || len(b) < len(scope) || subtle.ConstantTimeCompare(b[:len(scope)], scope[:]) == 0 {
+		return status.Cursor{}, wrong
+	}
+	b = b[len(scope):]
+	version, n := binary.Uvarint(b)
+	ties, m := binary.Uvarint(b[max(n, 0):])
+	if n <= 0 || m <= 0 || n+m != len(b) || version == 0 || version > status.MaxInteger || ties > maxTies {
+		return status.Cursor{}, wrong
+	}
+	return status.Cursor{Version: int64(version), Ties: int(ties)}, nil
+}
+
+// maxTies bounds how many instances of one microsecond a cursor may be behind.
+const maxTies = 1 << 20

@@ -1,0 +1,33 @@
+package httpapi
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	requests         *prometheus.HistogramVec
+	waiting, streams prometheus.Gauge
+	events           prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	const namespace, subsystem = "statusrelay", "httpapi"
+	m := &metrics{
+		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "request_seconds",
+			Help:    "Time to answer, by status; that of who waits and of streams included.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .1, .5, 2.5, 10, 60},
+		}, []string{"code"}),
+		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "waiting", Help: "Requests that wait for a change (Prefer: wait).",
+		}),
+		streams: prometheus.NewGauge(prometheus.GaugeOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "streams", Help: "Open event streams.",
+		}),
+		events: prometheus.NewCounter(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "events_sent_total", Help: "Events written to streams.",
+		}),
+	}
+	if r != nil {
+		r.MustRegister(m.requests, m.waiting, m.streams, m.events)
+	}
+	return m
+}

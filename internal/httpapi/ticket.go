@@ -1,0 +1,35 @@
+package httpapi
+
+import (
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/go-json-experiment/json"
+
+	"statusrelay/internal/auth"
+)
+
+// ticket issues a ticket to who shows a token. A body, if there is one, is not read.
+func (a *API) ticket(w http.ResponseWriter, r *http.Request) (int, error) {
+	who, err := auth.Authenticate(r, a.o.Verify)
+	if err != nil {
+		return 0, err
+	}
+	if err := parseParams(r).err(); err != nil {
+		return 0, err
+	}
+	ticket, expires, err := a.o.Tickets.Issue(r.Context(), who, auth.Origin(r))
+	if err != nil {
+		return 0, err
+	}
+	body, err := json.Marshal(struct {
+		Ticket  string    `json:"ticket"`
+		Expires time.Time `json:"expires"`
+	}{ticket, expires.Truncate(time.Millisecond)})
+	if err != nil {
+		return 0, fmt.Errorf("encode ticket: %w", err)
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	return writeJSON(w, http.StatusCreated, body), nil
+}
