@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -33,7 +35,7 @@ func (s *Store) readLatest(ctx context.Context, keys []status.Key) ([]*status.Re
 		pipe := s.client.Pipeline()
 		commands := make([]*redis.SliceCmd, len(chunk))
 		for i, k := range chunk {
-			commands[i] = pipe.HMGet(ctx, s.name(k), "v", "s", "r")
+			commands[i] = pipe.HMGet(ctx, s.name(k), "v", "i", "r")
 		}
 		_, failure := pipe.Exec(ctx)
 		for i, k := range chunk {
@@ -49,7 +51,7 @@ func (s *Store) readLatest(ctx context.Context, keys []status.Key) ([]*status.Re
 
 // latestOne is readLatest for one: a pipeline of one costs more.
 func (s *Store) latestOne(ctx context.Context, k status.Key) ([]*status.Record, error) {
-	r, err := s.record(k, s.client.HMGet(ctx, s.name(k), "v", "s", "r"), nil)
+	r, err := s.record(k, s.client.HMGet(ctx, s.name(k), "v", "i", "r"), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +68,11 @@ func (s *Store) record(k status.Key, answer *redis.SliceCmd, failure error) (*st
 	if err := answerError(fields != nil, err, failure); err != nil {
 		return nil, fmt.Errorf("read %s: %w", k, err)
 	}
-	return s.state(k, fields).record, nil
+	if len(fields) != 3 {
+		s.distrust(k, fmt.Errorf("%d fields", len(fields)))
+		return nil, nil
+	}
+	return s.believe(k, fields[0], fields[2], interval(fields[1])), nil
 }
 
 // state makes sense of the fields v, s and r of an instance's hash.
@@ -75,24 +81,47 @@ func (s *Store) state(key status.Key, fields []any) state {
 		s.distrust(key, fmt.Errorf("%d fields", len(fields)))
 		return state{}
 	}
-	version, _ := fields[0].(string)
 	stamp, _ := fields[1].(string)
-	stored, ok := fields[2].(string)
+	return state{s.believe(key, fields[0], fields[2], notRead), stamp}
+}
+
+// notRead stands for an interval that nobody asked for.
+const notRead = time.Duration(-1)
+
+// interval makes sense of the field i of an instance's hash: 0 unless it is one.
+func interval(field any) time.Duration {
+	text, _ := field.(string)
+	micros, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || micros < 0 || micros > status.MaxInteger {
+		return 0
+	}
+	return time.Duration(micros) * time.Microsecond
+}
+
+// believe makes sense of the fields v and r of an instance's hash, beside what
+// its field i says. It is nil if there is no record, or none to be believed.
+func (s *Store) believe(key status.Key, v, r any, interval time.Duration) *status.Record {
+	version, _ := v.(string)
+	stored, ok := r.(string)
 	if !ok {
-		return state{stamp: stamp}
+		return nil
 	}
+	record, err := (*status.Record)(nil), error(nil)
 	if m, ok := s.decoded.Get(key); ok && m.version == version && m.stored == stored {
-		return state{m.record, stamp}
-	}
-	r, err := decode(key, version, stored)
-	if err != nil {
+		if interval == notRead || interval == m.record.Interval {
+			return m.record
+		}
+		again := *m.record
+		record = &again
+	} else if record, err = decode(key, version, stored); err != nil {
 		s.distrust(key, err)
-		return state{stamp: stamp}
+		return nil
 	}
+	record.Interval = max(interval, 0)
 	if len(stored) <= maxMemo {
-		s.decoded.Add(key, memo{version, stored, r})
+		s.decoded.Add(key, memo{version, stored, record})
 	}
-	return state{r, stamp}
+	return record
 }
 
 // distrust reports a record that cannot be believed.
