@@ -87,15 +87,23 @@ func report(b *testing.B, n int, client, redis time.Duration, of string) {
 	b.ReportMetric(float64(redis.Microseconds())/float64(n), "redis-µs/"+of)
 }
 
-// The write path's share of Redis: batches of 100 updates of 100 instances.
+// The write path's share of Redis: batches of 100 updates of 100 instances. All
+// are in their hub's index. An index by label is one call more for each value
+// in a batch: one when all have the same, 100 when all differ.
 func BenchmarkPut100DistinctRealRedis(b *testing.B) {
 	for _, c := range []struct {
-		name  string
-		bytes int
-	}{{"Remembered", 0}, {"Read", -1}} {
+		name   string
+		bytes  int
+		labels []string
+		owners int
+	}{
+		{"Remembered", 0, []string{}, 1}, {"Read", -1, []string{}, 1},
+		{"OneOwner", 0, []string{"owner"}, 1}, {"DistinctOwners", 0, []string{"owner"}, 100},
+		{"DefaultLabels", 0, nil, 100},
+	} {
 		b.Run(c.name, func(b *testing.B) {
 			server := storetest.StartRedis(b)
-			store, err := redisstore.New(redisstore.Options{Addrs: []string{server.Addr}, CacheBytes: c.bytes})
+			store, err := redisstore.New(redisstore.Options{Addrs: []string{server.Addr}, CacheBytes: c.bytes, IndexLabels: c.labels})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -104,7 +112,9 @@ func BenchmarkPut100DistinctRealRedis(b *testing.B) {
 			var batches [variants][]*status.Update
 			for i := range batches {
 				for j := range size {
-					batches[i] = append(batches[i], update(j, int64(i)))
+					u := update(j, int64(i))
+					u.Labels["owner"] = fmt.Sprint("owner-", j%c.owners)
+					batches[i] = append(batches[i], u)
 				}
 			}
 			put := func(n int) {

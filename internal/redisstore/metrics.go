@@ -7,6 +7,9 @@ type metrics struct {
 	corrupt   prometheus.Counter
 	gaps      prometheus.Counter
 	deaf      prometheus.Counter
+
+	corruptIndexes prometheus.Counter
+	corrections    prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) (metrics, error) {
@@ -20,11 +23,14 @@ func newMetrics(r prometheus.Registerer) (metrics, error) {
 		corrupt:   counter("corrupt_records_total", "Records read from Redis that could not be believed."),
 		gaps:      counter("follow_gaps_total", "Times that the subscription was lost and all watched instances were read again."),
 		deaf:      counter("follow_deaf_total", "Subscriptions dropped because they delivered nothing although Redis answered."),
+
+		corruptIndexes: counter("corrupt_indexes_total", "Times that an index in Redis, or a message about one, held what could not be believed."),
+		corrections:    counter("list_corrections_total", "Pages for which an index did not say what the records say, and was corrected."),
 	}
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Counter{m.conflicts, m.corrupt, m.gaps, m.deaf} {
+	for _, c := range []prometheus.Counter{m.conflicts, m.corrupt, m.gaps, m.deaf, m.corruptIndexes, m.corrections} {
 		if err := r.Register(c); err != nil {
 			return m, err
 		}

@@ -52,6 +52,7 @@ type job struct {
 
 	from     state
 	source   source
+	before   *status.Record // what was merged from, by whoever did so last
 	merged   *status.Record
 	stored   []byte // merged, encoded
 	outcomes []status.Outcome
@@ -94,6 +95,7 @@ func (s *Store) Put(ctx context.Context, updates []*status.Update) ([]status.Out
 		s.writeAll(ctx, open)
 		open = unsettled(open)
 	}
+	s.indexAll(ctx, jobs)
 	s.cache.keep(jobs)
 
 	outcomes, errs := make([]status.Outcome, len(updates)), make([]error, len(updates))
@@ -144,7 +146,7 @@ func (j *job) merge() {
 	if j.source == settled {
 		return
 	}
-	j.merged, j.changed, j.visible = j.from.record, false, false
+	j.before, j.merged, j.changed, j.visible = j.from.record, j.from.record, false, false
 	j.outcomes = make([]status.Outcome, len(j.updates))
 	for i, u := range j.updates {
 		j.merged, j.outcomes[i] = status.Merge(j.merged, u)
@@ -174,7 +176,7 @@ func (s *Store) readAll(ctx context.Context, jobs []*job) {
 			reads = append(reads, j)
 		}
 	}
-	for chunk := range chunks(reads) {
+	for chunk := range chunks(reads, (*job).size) {
 		pipe := s.client.Pipeline()
 		commands := make([]*redis.SliceCmd, len(chunk))
 		for i, j := range chunk {
@@ -201,7 +203,7 @@ func (s *Store) writeAll(ctx context.Context, jobs []*job) {
 			writes = append(writes, j)
 		}
 	}
-	for chunk := range chunks(writes) {
+	for chunk := range chunks(writes, (*job).size) {
 		unknown := s.write(ctx, chunk, "evalsha", s.putName)
 		s.write(ctx, unknown, "eval", putScript)
 	}
@@ -262,19 +264,21 @@ func (s *Store) ttl(r *status.Record) time.Duration {
 	return s.options.TTL
 }
 
-// chunks cuts jobs into pipelines of bounded size.
-func chunks(jobs []*job) iter.Seq[[]*job] {
-	return func(yield func([]*job) bool) {
-		for len(jobs) > 0 {
-			n, size := 0, 0
-			for n < len(jobs) && n < maxCommands && (n == 0 || size+len(jobs[n].stored) <= maxBytes) {
-				size += len(jobs[n].stored)
+func (j *job) size() int { return len(j.stored) }
+
+// chunks cuts what is to be sent into pipelines of bounded size.
+func chunks[T any](all []T, size func(T) int) iter.Seq[[]T] {
+	return func(yield func([]T) bool) {
+		for len(all) > 0 {
+			n, sum := 0, 0
+			for n < len(all) && n < maxCommands && (n == 0 || sum+size(all[n]) <= maxBytes) {
+				sum += size(all[n])
 				n++
 			}
-			if !yield(jobs[:n]) {
+			if !yield(all[:n]) {
 				return
 			}
-			jobs = jobs[n:]
+			all = all[n:]
 		}
 	}
 }

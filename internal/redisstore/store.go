@@ -85,6 +85,11 @@ type Options struct {
 	// Default 24 hours.
 	TerminalTTL time.Duration
 
+	// IndexLabels names the labels by each value of which the instances are listed,
+	// so that a List by one of them looks at no others. An instance costs each of
+	// them one member of a sorted set. Default owner, tenant; empty but not nil: none.
+	IndexLabels []string
+
 	// CacheBytes bounds the memory for records that this process wrote last and
 	// need not be read again before the next update is merged into them.
 	// Default 32 MiB; negative: none.
@@ -127,6 +132,12 @@ func (o *Options) fill() error {
 			return fmt.Errorf("%s is %s, less than a millisecond", ttl.name, *ttl.value)
 		}
 	}
+	if o.IndexLabels == nil {
+		o.IndexLabels = []string{"owner", "tenant"}
+	}
+	if err := checkIndexLabels(o.IndexLabels); err != nil {
+		return err
+	}
 	if o.CacheBytes == 0 {
 		o.CacheBytes = 32 << 20
 	}
@@ -144,7 +155,8 @@ type Store struct {
 	cache   *cache
 	reads   gather
 	decoded *lru.Cache[status.Key, memo]
-	putName string // of put.lua, for EVALSHA
+
+	putName, indexScriptName string // of put.lua and index.lua, for EVALSHA
 }
 
 // New returns a Store. It does not connect: Redis may come up later.
@@ -166,7 +178,8 @@ func New(o Options) (*Store, error) {
 		metrics: m,
 		cache:   newCache(o.CacheBytes),
 		decoded: decoded,
-		putName: scriptName(putScript),
+
+		putName: scriptName(putScript), indexScriptName: scriptName(indexScript),
 	}
 	s.reads.store = s
 	return s, nil

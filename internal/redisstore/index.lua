@@ -1,0 +1,55 @@
+-- Brings members of one index up to date, and tells who follows it in the same
+-- step: a crash cannot come between the two.
+--
+-- KEYS[1]  the index: a sorted set of instance ids by version. Its name is also
+--          the name of its channel, which carries the ids that changed, one a
+--          line: no id contains a control character.
+-- ARGV[1]  milliseconds that the longest-lived record lives
+-- ARGV[2…] pairs: an id, and the version at which it belongs to the index; or
+--          that version negated when it has left the index then
+--
+-- A score never sinks, and who has entered again after the version of its
+-- leaving stays: calls may come in any order.
+--
+-- Answers how much was found that no such call has written.
+
+local key = KEYS[1]
+local add, changed = {'ZADD', key}, {}
+local strange = 0
+
+for n = 2, #ARGV, 2 do
+  local id = ARGV[n]
+  local version = tonumber(ARGV[n + 1])
+  local text = redis.pcall('ZSCORE', key, id)
+  if type(text) == 'table' then -- of another type; Reindex finds what it held, if it was an index
+    redis.call('DEL', key)
+    strange, text = strange + 1, false
+  end
+  local score = tonumber(text or '')
+  if score and not (score > 0 and score < 9007199254740992) then
+    strange, score = strange + 1, 0
+  end
+  if version > 0 then
+    if not score or score < version then
+      add[#add + 1], add[#add + 2] = ARGV[n + 1], id
+      changed[#changed + 1] = id
+    end
+  elseif score and score <= -version then
+    redis.call('ZREM', key, id)
+    changed[#changed + 1] = id
+  end
+end
+
+if #add > 2 then
+  redis.call(unpack(add))
+  redis.call('PEXPIRE', key, ARGV[1])
+  -- What is older than any record can be has no record any more.
+  local time = redis.call('TIME')
+  local oldest = tonumber(time[1]) * 1000000 + tonumber(time[2]) - 1000 * tonumber(ARGV[1])
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', string.format('(%.0f', oldest))
+  strange = strange + redis.call('ZREMRANGEBYSCORE', key, 9007199254740992, '+inf')
+end
+if #changed > 0 then
+  redis.call('PUBLISH', key, table.concat(changed, '\n'))
+end
+return strange

@@ -1,0 +1,159 @@
+package redisstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/redis/go-redis/v9"
+
+	"statusrelay/internal/status"
+)
+
+// List looks at up to n members of the narrowest index that holds what the query
+// selects, those behind a place, and returns the records that the query selects,
+// newest change first. A page may therefore be short, even empty, and have more
+// behind it. It takes two round trips, and a third where the index does not say
+// what the records say: then it is corrected. A cursor that no page has given is
+// a status.ErrInvalid.
+func (s *Store) List(ctx context.Context, q *status.Query, from status.Cursor, n int) (status.Page, error) {
+	if from.Version < 0 || from.Version > status.MaxInteger || from.Ties < 0 || n <= 0 {
+		return status.Page{}, fmt.Errorf("list: %w: no place in a list", status.ErrInvalid)
+	}
+	l := &listing{store: s, index: q.Index(s.options.IndexLabels)}
+	if err := l.look(ctx, from, n); err != nil {
+		return status.Page{}, fmt.Errorf("list: %w", err)
+	}
+	if err := l.read(ctx); err != nil {
+		return status.Page{}, fmt.Errorf("list: %w", err)
+	}
+	corrected := l.correct(ctx)
+
+	page, at := status.Page{}, from
+	for _, e := range l.entries {
+		if e.score != at.Version {
+			at = status.Cursor{Version: e.score}
+		}
+		// What stands there no more is not to be skipped by who comes back.
+		if e.stays || !corrected && e.whole {
+			at.Ties++
+		}
+		if e.record != nil && q.Match(e.record) {
+			page.Records, page.After = append(page.Records, e.record), append(page.After, at)
+		}
+	}
+	if l.found == n {
+		page.Next = at
+	}
+	return page, nil
+}
+
+// listing is one List under way.
+type listing struct {
+	store   *Store
+	index   status.Index
+	found   int // members that the index answered with
+	entries []entry
+}
+
+// entry is one member of an index.
+type entry struct {
+	id     string
+	score  int64
+	whole  bool           // the id is valid and the score an integer
+	record *status.Record // nil: none that belongs to the index
+	stays  bool           // where it stands is right
+}
+
+// look asks the index. Only scores that are versions are looked at.
+func (l *listing) look(ctx context.Context, from status.Cursor, n int) error {
+	if from.Version == 0 {
+		from.Version = status.MaxInteger
+	}
+	// Not ZRANGE: Redis 6.0 has no REV for scores.
+	answer, err := l.store.client.ZRevRangeByScoreWithScores(ctx, l.store.indexName(l.index), &redis.ZRangeBy{
+		Max: fmt.Sprint(from.Version), Min: "1", Offset: int64(from.Ties), Count: int64(n),
+	}).Result()
+	if redis.HasErrorPrefix(err, "WRONGTYPE") {
+		l.store.distrustIndex(l.index, err)
+		return nil
+	}
+	if err != nil {
+		return classify(err)
+	}
+	l.found = len(answer)
+	l.entries = make([]entry, len(answer))
+	for i, z := range answer {
+		id, _ := z.Member.(string)
+		score := math.Floor(z.Score)
+		l.entries[i] = entry{id: id, score: int64(score), whole: score == z.Score && status.ValidInstanceID(id) == nil}
+	}
+	return nil
+}
+
+// read reads the records of the entries.
+func (l *listing) read(ctx context.Context) error {
+	keys := make([]status.Key, 0, len(l.entries))
+	for _, e := range l.entries {
+		if e.whole {
+			keys = append(keys, status.Key{Hub: l.index.Hub, InstanceID: e.id})
+		}
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	records, err := l.store.readLatest(ctx, keys)
+	if err != nil {
+		return err
+	}
+	for i := range l.entries {
+		e := &l.entries[i]
+		if !e.whole {
+			continue
+		}
+		r := records[0]
+		records = records[1:]
+		if r != nil && slices.Contains(r.Indexes(l.store.options.IndexLabels), l.index) {
+			e.record, e.stays = r, r.Version == e.score
+		}
+	}
+	return nil
+}
+
+// correct makes the index say what the records say, wherever it is still as it
+// was seen, and reports whether it does so now. What is corrected is published
+// like any change: whoever puts the record at this moment finds it done, and says
+// nothing.
+func (l *listing) correct(ctx context.Context) bool {
+	r, none := l.store.revise(), []any(nil)
+	for _, e := range l.entries {
+		switch {
+		case e.stays:
+		case !e.whole:
+			none = append(none, e.id)
+		case e.record == nil:
+			r.tell(l.index, newMember(e.id, -e.score))
+		case e.record.Version < e.score: // what was seen goes first
+			r.tell(l.index, newMember(e.id, -e.score))
+			r.tell(l.index, newMember(e.id, e.record.Version))
+		default:
+			r.tell(l.index, newMember(e.id, e.record.Version))
+		}
+	}
+	errs := make([]error, 0, 2)
+	if len(none) > 0 {
+		l.store.distrustIndex(l.index, fmt.Errorf("%d members are no instances", len(none)))
+		errs = append(errs, l.store.client.ZRem(ctx, l.store.indexName(l.index), none...).Err())
+	}
+	if len(r.calls) > 0 {
+		l.store.metrics.corrections.Inc()
+		errs = append(errs, r.apply(ctx)[l.index])
+	}
+	if err := errors.Join(errs...); err != nil {
+		l.store.options.Logger.Debug("index not corrected", "hub", l.index.Hub, "label", l.index.Label, "error", err)
+		return false
+	}
+	return true
+}
