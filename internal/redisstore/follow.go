@@ -28,9 +28,14 @@ type FollowOptions struct {
 	// meanwhile, so it must be fast. Two goroutines may call it at a time.
 	// Required.
 	Offer func(*status.Record)
+	// Touch is given the instances that entered an index, left it or changed in it,
+	// in the way that Offer is given records. Default: nobody is told.
+	Touch func(status.Index, []status.Key)
 	// Gap is called when records may have been missed and the subscription
-	// stands again: from now on a read of what is subscribed misses nothing.
-	// It must not block. Required.
+	// stands again: from now on a read of what is subscribed misses nothing. A
+	// message about an index that cannot be read counts as a gap, because nobody
+	// knows which instances it was to name. It must not block. Two goroutines may
+	// call it at a time. Required.
 	Gap func()
 
 	// ProbeInterval is the pause between two probes. Default 2 s.
@@ -40,7 +45,8 @@ type FollowOptions struct {
 	ProbeTimeout time.Duration
 }
 
-// Follower receives what is put for the instances that are subscribed to.
+// Follower receives what is put for the instances, and what changes in the
+// indexes, that are subscribed to.
 // Nothing happens unless Run runs; the other methods may be called at any time
 // from any goroutine.
 //
@@ -60,11 +66,17 @@ type Follower struct {
 
 // topic is one channel. All of it is guarded by the Follower's mu.
 type topic struct {
-	key      status.Key
+	subject
 	wanted   bool    // the last wish
 	on       bool    // the last command sent on this connection was SUBSCRIBE
 	inFlight int     // commands that Redis has not confirmed
 	waits    []*wait // for the topic to be live
+}
+
+// subject is what a channel is about.
+type subject struct {
+	key   status.Key    // the instance, unless
+	index *status.Index // this is not nil
 }
 
 // live: Redis has confirmed that what is wanted is delivered.
@@ -126,8 +138,20 @@ func (f *Follower) Ready() bool { return f.ready.Load() }
 // allows; the error is then a status.ErrUnavailable and the instances stay
 // asked for until they are unsubscribed.
 func (f *Follower) Subscribe(ctx context.Context, keys []status.Key) error {
-	names := f.names(keys)
-	w := f.want(names, keys)
+	return f.subscribe(ctx, f.names(keys), func(i int) subject { return subject{key: keys[i]} })
+}
+
+// SubscribeLists asks for what changes in indexes, as Subscribe asks for records.
+func (f *Follower) SubscribeLists(ctx context.Context, indexes []status.Index) error {
+	return f.subscribe(ctx, f.indexNames(indexes), func(i int) subject {
+		index := indexes[i]
+		return subject{index: &index}
+	})
+}
+
+// subscribe asks for channels; subjectOf says what each is about.
+func (f *Follower) subscribe(ctx context.Context, names []string, subjectOf func(int) subject) error {
+	w := f.want(names, subjectOf)
 	f.nudge()
 	select {
 	case <-w.done:
@@ -145,14 +169,14 @@ func (f *Follower) Subscribe(ctx context.Context, keys []status.Key) error {
 }
 
 // want notes the wish and returns what its caller has to wait for.
-func (f *Follower) want(names []string, keys []status.Key) *wait {
+func (f *Follower) want(names []string, subjectOf func(int) subject) *wait {
 	w := &wait{done: make(chan struct{})}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for i, name := range names {
 		t := f.topics[name]
 		if t == nil {
-			t = &topic{key: keys[i]}
+			t = &topic{subject: subjectOf(i)}
 			f.topics[name] = t
 		}
 		t.wanted = true
@@ -170,8 +194,12 @@ func (f *Follower) want(names []string, keys []status.Key) *wait {
 
 // Unsubscribe takes back what Subscribe asked for and does not wait. An offer
 // that is under way may still arrive.
-func (f *Follower) Unsubscribe(keys []status.Key) {
-	names := f.names(keys)
+func (f *Follower) Unsubscribe(keys []status.Key) { f.unsubscribe(f.names(keys)) }
+
+// UnsubscribeLists takes back what SubscribeLists asked for.
+func (f *Follower) UnsubscribeLists(indexes []status.Index) { f.unsubscribe(f.indexNames(indexes)) }
+
+func (f *Follower) unsubscribe(names []string) {
 	f.mu.Lock()
 	for _, name := range names {
 		t := f.topics[name]
@@ -194,6 +222,14 @@ func (f *Follower) names(keys []status.Key) []string {
 	names := make([]string, len(keys))
 	for i, k := range keys {
 		names[i] = f.store.name(k)
+	}
+	return names
+}
+
+func (f *Follower) indexNames(indexes []status.Index) []string {
+	names := make([]string, len(indexes))
+	for n, i := range indexes {
+		names[n] = f.store.indexName(i)
 	}
 	return names
 }

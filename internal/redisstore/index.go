@@ -196,8 +196,8 @@ func (s *Store) distrustIndex(i status.Index, err error) {
 	s.options.Logger.Warn("corrupt index in redis", "hub", i.Hub, "label", i.Label, "error", err)
 }
 
-// touched reads a message of an index's channel.
-func touched(i status.Index, payload string) ([]status.Key, error) {
+// parseTouched reads a message of an index's channel.
+func parseTouched(i status.Index, payload string) ([]status.Key, error) {
 	ids := strings.SplitN(payload, "\n", maxMembers+1)
 	if len(ids) > maxMembers {
 		return nil, errors.New("more than " + strconv.Itoa(maxMembers) + " instances")

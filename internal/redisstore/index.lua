@@ -11,11 +11,18 @@
 -- A score never sinks, and who has entered again after the version of its
 -- leaving stays: calls may come in any order.
 --
+-- The index outlives its newest member's record, and drops members older than
+-- any record can be. Both are seen to whenever a member is new or its score has
+-- come to another eighth of that time, and the index lives that eighth longer:
+-- then it need not be done for every version.
+--
 -- Answers how much was found that no such call has written.
 
 local key = KEYS[1]
+local lifetime = tonumber(ARGV[1])
+local eighth = lifetime * 125 -- in microseconds, as versions are
 local add, changed = {'ZADD', key}, {}
-local strange = 0
+local strange, renew = 0, false
 
 for n = 2, #ARGV, 2 do
   local id = ARGV[n]
@@ -31,8 +38,10 @@ for n = 2, #ARGV, 2 do
   end
   if version > 0 then
     if not score or score < version then
-      add[#add + 1], add[#add + 2] = ARGV[n + 1], id
+      add[#add + 1] = ARGV[n + 1]
+      add[#add + 1] = id
       changed[#changed + 1] = id
+      renew = renew or not score or score < version - version % eighth
     end
   elseif score and score <= -version then
     redis.call('ZREM', key, id)
@@ -42,10 +51,11 @@ end
 
 if #add > 2 then
   redis.call(unpack(add))
-  redis.call('PEXPIRE', key, ARGV[1])
-  -- What is older than any record can be has no record any more.
+end
+if renew then
+  redis.call('PEXPIRE', key, math.ceil(lifetime * 9 / 8))
   local time = redis.call('TIME')
-  local oldest = tonumber(time[1]) * 1000000 + tonumber(time[2]) - 1000 * tonumber(ARGV[1])
+  local oldest = tonumber(time[1]) * 1000000 + tonumber(time[2]) - 1000 * lifetime
   redis.call('ZREMRANGEBYSCORE', key, '-inf', string.format('(%.0f', oldest))
   strange = strange + redis.call('ZREMRANGEBYSCORE', key, 9007199254740992, '+inf')
 end

@@ -152,9 +152,30 @@ func (s *session) published(channel, payload string) {
 		s.mu.Unlock()
 		return
 	}
-	key := t.key
+	about := t.subject
 	s.mu.Unlock()
+	if about.index != nil {
+		s.touched(*about.index, payload)
+	} else {
+		s.offered(channel, about.key, payload)
+	}
+}
 
+// touched takes a message about an index.
+func (s *session) touched(index status.Index, payload string) {
+	keys, err := parseTouched(index, payload)
+	if err != nil {
+		s.store.distrustIndex(index, err)
+		s.options.Gap()
+		return
+	}
+	if s.options.Touch != nil {
+		s.options.Touch(index, keys)
+	}
+}
+
+// offered takes a message about an instance.
+func (s *session) offered(channel string, key status.Key, payload string) {
 	version, stored, _ := strings.Cut(payload, "\n")
 	r, err := decode(key, version, stored)
 	if err == nil {
