@@ -13,24 +13,8 @@ import (
 	"time"
 
 	"statusrelay/internal/auth"
-	"statusrelay/internal/httpapi"
-	"statusrelay/internal/policy"
 	"statusrelay/internal/status"
 )
-
-// store is records by key, or an error for all.
-type store struct {
-	records map[status.Key]*status.Record
-	err     error
-}
-
-func (s *store) Latest(_ context.Context, keys []status.Key) ([]*status.Record, error) {
-	records := make([]*status.Record, len(keys))
-	for i, k := range keys {
-		records[i] = s.records[k]
-	}
-	return records, s.err
-}
 
 // verify takes "ROLE.SUBJECT" for a token.
 func verify(_ context.Context, token string) (*auth.Principal, error) {
@@ -54,21 +38,6 @@ func record(id string) *status.Record {
 		CreatedTime: time.Date(2026, 11, 22, 5, 0, 0, 0, time.UTC),
 		Labels:      map[string]string{"owner": "u-1"}, Version: 1795324352990114,
 	}
-}
-
-func newAPI(t *testing.T, records ...*status.Record) (http.Handler, *store) {
-	t.Helper()
-	p, err := policy.Parse(policy.Development())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &store{records: make(map[status.Key]*status.Record)}
-	for _, r := range records {
-		s.records[r.Key()] = r
-	}
-	return httpapi.New(httpapi.Options{
-		Verify: verify, Policy: func() *policy.Policy { return p }, Store: s, DefaultHub: "orders",
-	}), s
 }
 
 // get asks for a path; header holds names and values in turn.

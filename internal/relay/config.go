@@ -3,6 +3,9 @@ package relay
 import (
 	"errors"
 	"fmt"
+	"net/url"
+	"slices"
+	"strings"
 	"time"
 
 	"statusrelay/internal/settings"
@@ -19,6 +22,7 @@ type Config struct {
 	Policy        string        `koanf:"policy" usage:"path of the policy file"`
 	DefaultHub    string        `koanf:"default_hub" usage:"hub of updates and requests that name none"`
 	Origins       []string      `koanf:"origins" usage:"web origins whose pages may read and watch, such as https://portal.example; none by default"`
+	PublicURL     string        `koanf:"public_url" usage:"what callers see in front of every path, such as https://api.example/status; default: the request's host"`
 	DrainTimeout  time.Duration `koanf:"drain_timeout" usage:"time to settle, answer and close sockets when told to stop"`
 
 	Log          shell.Log        `koanf:"log"`
@@ -27,6 +31,7 @@ type Config struct {
 	Subscription string           `koanf:"subscription" usage:"the topic's subscription, which all replicas share"`
 	Redis        Redis            `koanf:"redis"`
 	Watch        Watch            `koanf:"watch"`
+	Read         Read             `koanf:"read"`
 }
 
 // Redis says where records are kept.
@@ -39,6 +44,7 @@ type Redis struct {
 	TLS         bool            `koanf:"tls" usage:"use TLS, verified with the system's roots"`
 	DB          int             `koanf:"db" usage:"database number; 0 on a cluster"`
 	Prefix      string          `koanf:"prefix" usage:"prefix of every key and channel"`
+	IndexLabels []string        `koanf:"index_labels" usage:"labels by which lists are kept, so that a list by one of them reads no others"`
 	TTL         time.Duration   `koanf:"ttl" usage:"how long a record is kept after its last change"`
 	TerminalTTL time.Duration   `koanf:"terminal_ttl" usage:"how long it is kept when its orchestration has ended"`
 }
@@ -49,6 +55,18 @@ type Watch struct {
 	MaxWatches   int           `koanf:"max_watches" usage:"instances watched on one socket"`
 	PingInterval time.Duration `koanf:"ping_interval" usage:"time between pings; below the idle limit of every proxy on the way"`
 	WriteTimeout time.Duration `koanf:"write_timeout" usage:"time for one write before a client counts as stuck"`
+	Compression  bool          `koanf:"compression" usage:"offer permessage-deflate; not where a status mixes secrets with text that others choose"`
+}
+
+// Read bounds what HTTP clients may do, and says how often they should.
+type Read struct {
+	MaxWait      time.Duration `koanf:"max_wait" usage:"longest long-poll (Prefer: wait); below the idle limit of every proxy on the way"`
+	MaxWaiting   int           `koanf:"max_waiting" usage:"long-polls that this replica holds"`
+	MaxStreams   int           `koanf:"max_streams" usage:"event streams that this replica holds"`
+	MaxPerCaller int           `koanf:"max_per_caller" usage:"long-polls, and event streams, that this replica holds for one caller"`
+	RetryMin     time.Duration `koanf:"retry_min" usage:"least Retry-After while an instance runs"`
+	RetryMax     time.Duration `koanf:"retry_max" usage:"greatest Retry-After while an instance runs"`
+	Heartbeat    time.Duration `koanf:"heartbeat" usage:"time between comments in an event stream; below the idle limit of every proxy on the way"`
 }
 
 // Defaults is the configuration before anything is configured.
@@ -64,12 +82,16 @@ func Defaults() Config {
 		Subscription:  "relay",
 		Redis: Redis{
 			Addrs:  []string{"127.0.0.1:6379"},
-			Prefix: "statusrelay",
-			TTL:    7 * 24 * time.Hour, TerminalTTL: 24 * time.Hour,
+			Prefix: "statusrelay", IndexLabels: []string{"owner", "tenant"},
+			TTL: 7 * 24 * time.Hour, TerminalTTL: 24 * time.Hour,
 		},
 		Watch: Watch{
 			MaxSockets: 50_000, MaxWatches: 100,
 			PingInterval: 25 * time.Second, WriteTimeout: 10 * time.Second,
+		},
+		Read: Read{
+			MaxWait: 55 * time.Second, MaxWaiting: 10_000, MaxStreams: 10_000, MaxPerCaller: 100,
+			RetryMin: time.Second, RetryMax: time.Minute, Heartbeat: 15 * time.Second,
 		},
 	}
 }
@@ -91,6 +113,11 @@ func (c Config) Validate() error {
 	if len(c.Redis.Addrs) == 0 {
 		errs = append(errs, errors.New("redis.addrs: required"))
 	}
+	for n, label := range c.Redis.IndexLabels {
+		if label == "" || slices.Contains(c.Redis.IndexLabels[:n], label) {
+			errs = append(errs, fmt.Errorf("redis.index_labels: %q is empty or repeated", label))
+		}
+	}
 	if c.Subscription == "" {
 		errs = append(errs, errors.New("subscription: required"))
 	}
@@ -101,6 +128,37 @@ func (c Config) Validate() error {
 	positive("watch.max_watches", int64(c.Watch.MaxWatches))
 	positive("watch.ping_interval", int64(c.Watch.PingInterval))
 	positive("watch.write_timeout", int64(c.Watch.WriteTimeout))
+	positive("read.max_waiting", int64(c.Read.MaxWaiting))
+	positive("read.max_streams", int64(c.Read.MaxStreams))
+	positive("read.max_per_caller", int64(c.Read.MaxPerCaller))
+	positive("read.retry_min", int64(c.Read.RetryMin))
+	positive("read.heartbeat", int64(c.Read.Heartbeat))
+	if c.Read.MaxWait < time.Second {
+		errs = append(errs, errors.New("read.max_wait: less than a second"))
+	}
+	if c.Read.RetryMax < c.Read.RetryMin {
+		errs = append(errs, errors.New("read.retry_max: less than read.retry_min"))
+	}
+	if err := validBase(c.PublicURL); err != nil {
+		errs = append(errs, fmt.Errorf("public_url: %w", err))
+	}
 	errs = append(errs, c.Auth.Validate(), c.ServiceBus.Validate(), c.Log.Validate())
 	return errors.Join(errs...)
+}
+
+// validBase reports what is wrong with a URL that paths are put behind.
+func validBase(base string) error {
+	if base == "" {
+		return nil
+	}
+	u, err := url.Parse(base)
+	switch {
+	case err != nil:
+		return errors.New("not a URL")
+	case u.Scheme != "https" && u.Scheme != "http" || u.Host == "":
+		return errors.New("not http:// or https:// and a host")
+	case u.RawQuery != "" || u.Fragment != "" || u.User != nil || strings.HasSuffix(base, "/"):
+		return errors.New("more than scheme, host and path, or a slash at the end")
+	}
+	return nil
 }

@@ -21,13 +21,16 @@ import (
 	"github.com/rs/cors"
 	"golang.org/x/sync/errgroup"
 
+	"statusrelay/internal/auth"
 	"statusrelay/internal/httpapi"
 	"statusrelay/internal/hub"
 	"statusrelay/internal/ingest"
 	"statusrelay/internal/policy"
+	"statusrelay/internal/reader"
 	"statusrelay/internal/redisstore"
 	"statusrelay/internal/servicebus"
 	"statusrelay/internal/shell"
+	"statusrelay/internal/status"
 	"statusrelay/internal/telemetry"
 	"statusrelay/internal/wsapi"
 )
@@ -48,6 +51,8 @@ type Relay struct {
 	store    *redisstore.Store
 	follower *redisstore.Follower
 	hub      *hub.Hub
+	lists    *hub.Lists
+	api      *httpapi.API
 	sockets  *wsapi.Server
 	receiver *servicebus.Receiver
 	ingester *ingest.Ingester
@@ -92,21 +97,47 @@ func (r *Relay) parts() (err error) {
 	r.ingester = ingest.New(ingest.Options{
 		Store: r.store, Policy: r.Policy, DefaultHub: c.DefaultHub, Logger: r.Log, Metrics: r.Metrics,
 	})
-	r.hub = hub.New(hub.Options{Logger: r.Log, Metrics: r.Metrics})
-	r.follower = r.store.Follow(redisstore.FollowOptions{Offer: r.hub.Offer, Gap: r.hub.Gap})
+	r.watching()
+	return nil
+}
+
+// watching builds what tells readers.
+func (r *Relay) watching() {
+	c := r.config
+	r.hub = hub.New(hub.Options{
+		StaleAfter: func(record *status.Record) time.Duration { return r.Policy().StaleAfter(record) },
+		Logger:     r.Log, Metrics: r.Metrics,
+	})
+	r.lists = hub.NewLists(hub.ListOptions{Labels: c.Redis.IndexLabels, Logger: r.Log, Metrics: r.Metrics})
+	r.follower = r.store.Follow(redisstore.FollowOptions{
+		Offer: r.hub.Offer, Touch: r.lists.Touch,
+		Gap: func() {
+			r.hub.Gap()
+			r.lists.Gap()
+		},
+	})
+	source := reader.NewSource(r.hub, r.lists, r.Policy)
+	tickets := auth.NewTickets(auth.TicketOptions{Store: r.store, Logger: r.Log})
+	r.api = httpapi.New(httpapi.Options{
+		Verify: r.Verifier.Verify, Source: source, Store: r.store, Tickets: tickets,
+		DefaultHub: c.DefaultHub, PublicURL: c.PublicURL,
+		MaxWait: c.Read.MaxWait, MaxWaiting: c.Read.MaxWaiting, MaxStreams: c.Read.MaxStreams, MaxPerCaller: c.Read.MaxPerCaller,
+		RetryMin: c.Read.RetryMin, RetryMax: c.Read.RetryMax, Heartbeat: c.Read.Heartbeat, WriteTimeout: c.Watch.WriteTimeout,
+		Logger: r.Log, Metrics: r.Metrics,
+	})
 	r.sockets = wsapi.New(wsapi.Options{
-		Verify: r.Verifier.Verify, Policy: r.Policy, Hub: r.hub, DefaultHub: c.DefaultHub, Origins: c.Origins,
+		Verify: r.Verifier.Verify, Source: source, DefaultHub: c.DefaultHub, Origins: c.Origins,
 		MaxSockets: c.Watch.MaxSockets, MaxWatches: c.Watch.MaxWatches,
 		PingInterval: c.Watch.PingInterval, WriteTimeout: c.Watch.WriteTimeout, DrainPeriod: c.DrainTimeout,
 		Logger: r.Log, Metrics: r.Metrics,
 	})
-	return nil
 }
 
 func (c Redis) options(log *slog.Logger, metrics prometheus.Registerer) redisstore.Options {
 	o := redisstore.Options{
 		Addrs: c.Addrs, Cluster: c.Cluster, MasterName: c.MasterName, Username: c.Username, Password: c.Password.Reveal(), DB: c.DB,
 		Prefix: c.Prefix, TTL: c.TTL, TerminalTTL: c.TerminalTTL, Logger: log, Metrics: metrics,
+		IndexLabels: append([]string{}, c.IndexLabels...), // none stay none
 	}
 	if c.TLS {
 		o.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
@@ -116,22 +147,20 @@ func (c Redis) options(log *slog.Logger, metrics prometheus.Registerer) redissto
 
 // routes is what the public listener serves.
 func (r *Relay) routes(pages http.Handler) http.Handler {
-	api := httpapi.New(httpapi.Options{
-		Verify: r.Verifier.Verify, Policy: r.Policy, Store: r.store, DefaultHub: r.config.DefaultHub,
-		Logger: r.Log, Metrics: r.Metrics,
-	})
+	var api http.Handler = r.api
 	if len(r.config.Origins) > 0 { // an empty list would mean every origin to cors
 		api = cors.New(cors.Options{
 			AllowedOrigins: r.config.Origins,
-			AllowedMethods: []string{http.MethodGet, http.MethodHead},
+			AllowedMethods: []string{http.MethodGet, http.MethodHead, http.MethodPost},
 			AllowedHeaders: []string{"Authorization", "If-None-Match", "Prefer", "Last-Event-ID", "Traceparent"},
-			ExposedHeaders: []string{"ETag", "Retry-After", "Preference-Applied"},
+			ExposedHeaders: []string{"ETag", "Location", "Retry-After", "Preference-Applied"},
 			MaxAge:         600,
 		}).Handler(api)
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/v1/watch", r.sockets)
 	mux.Handle("/v1/", api)
+	mux.Handle("/runtime/", api)
 	if pages == nil {
 		pages = api // which says that there is nothing
 	}
@@ -150,6 +179,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	parts.Go(func() error { return r.Verifier.Run(live) })
 	parts.Go(func() error { return r.follower.Run(live) })
 	parts.Go(func() error { return r.hub.Run(live, r.follower, r.store) })
+	parts.Go(func() error { return r.lists.Run(live, r.follower, r.store) })
 	parts.Go(func() error { return r.sockets.Run(live) })
 	parts.Go(func() error { return shell.Serve(r.public, r.Public) })
 	parts.Go(func() error { return shell.Serve(r.admin, r.Private) })
@@ -172,6 +202,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	defer cancel()
 	stopReceiving()
 	<-received // bounded by the receiver's own drain time
+	r.api.Shutdown(r.spread(drain))
 	err := errors.Join(
 		shell.Drain(drain, r.public),
 		closeSockets(drain, r.sockets),
@@ -179,6 +210,12 @@ func (r *Relay) Run(ctx context.Context) error {
 	)
 	stop()
 	return errors.Join(parts.Wait(), err)
+}
+
+// spread is the time over which those who wait are sent away: half of what is left, since the sockets come after them.
+func (r *Relay) spread(drain context.Context) time.Duration {
+	deadline, _ := drain.Deadline()
+	return max(time.Until(deadline)/2, 0)
 }
 
 // closeSockets closes every socket; those whose client did not answer in time

@@ -58,12 +58,7 @@ type Service[C any] struct {
 // Commands returns serve, check-config, config and healthcheck.
 func (s Service[C]) Commands() []*cobra.Command {
 	return []*cobra.Command{
-		s.command("serve", "Run one replica", func(cmd *cobra.Command, c C, _ *settings.Set[C], err error) error {
-			if err != nil {
-				return err
-			}
-			return s.Serve(cmd.Context(), c)
-		}),
+		s.Command("serve", "Run one replica", func(cmd *cobra.Command, c C) error { return s.Serve(cmd.Context(), c) }),
 		s.command("check-config", "Say everything that is wrong with the configuration and the policy",
 			func(cmd *cobra.Command, c C, _ *settings.Set[C], err error) error {
 				if path, _ := s.Common(c); path != "" {
@@ -85,6 +80,17 @@ func (s Service[C]) Commands() []*cobra.Command {
 				return Healthcheck(cmd.Context(), address)
 			}),
 	}
+}
+
+// Command returns one more command, which runs with the configuration that serve
+// would have.
+func (s Service[C]) Command(name, short string, run func(*cobra.Command, C) error) *cobra.Command {
+	return s.command(name, short, func(cmd *cobra.Command, c C, _ *settings.Set[C], err error) error {
+		if err != nil {
+			return err
+		}
+		return run(cmd, c)
+	})
 }
 
 // command returns a command that loads the configuration and runs with it and
