@@ -134,6 +134,31 @@ func TestDashboardShowsEverySampleLive(t *testing.T) {
 	}
 }
 
+func TestDashboardShowsWhatAppears(t *testing.T) {
+	info, _ := stack(t, "127.0.0.1:0")
+	ctx, complaints := browser(t)
+	if err := chromedp.Do(ctx, chromedp.Navigate(info.Dashboard), until(live), until(shown+" === 5")); err != nil {
+		t.Fatal(errors.Join(err, errors.New(strings.Join(complaints(), "; "))))
+	}
+	for _, status := range []string{"Running", "Completed"} {
+		body := `{"hub":"demo","instanceId":"just-started","runtimeStatus":"` + status + `"}`
+		r, err := http.NewRequestWithContext(ctx, http.MethodPost, info.Notifier+"/v1/updates", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+info.Tokens.Publisher)
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		card := `[...document.querySelectorAll(".card")].find((card) => card.querySelector("h2").textContent === "just-started")?.dataset.status`
+		if err := chromedp.Do(ctx, until(card+` === "`+status+`"`)); err != nil {
+			t.Fatalf("%s: %v; %q", status, err, complaints())
+		}
+	}
+}
+
 func TestDashboardOfACustomerGetsNothingHidden(t *testing.T) {
 	info, _ := stack(t, "127.0.0.1:0")
 	ctx, complaints := browser(t)

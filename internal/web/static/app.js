@@ -2,13 +2,14 @@
 // version it has been offered; everything on the page is drawn from the cells.
 
 const PROTOCOL = "status.v1.json";
+const HUB = "demo"; // of which everything that the caller may read is shown, as it appears
 const FINAL = new Set(["Completed", "Failed", "Canceled", "Terminated"]);
 const NOTES = {
   operator: "An operator sees every field of every instance.",
   customer: "Customer u-1001 sees percent, step and message of the instances they own. The rest never reaches their browser.",
 };
 
-const cells = new Map(); // "hub/instanceId" → {hub, instanceId, version, status, card}
+const cells = new Map(); // "hub/instanceId" → {hub, instanceId, version, status, card, named}
 let session; // tokens and samples, from /dev/session.json
 let role = "operator";
 let pushes = 0;
@@ -22,9 +23,16 @@ function cell(hub, instanceId) {
   if (!cells.has(key)) {
     const card = $("card").content.firstElementChild.cloneNode(true);
     $("cards").append(card);
-    cells.set(key, { hub, instanceId, version: 0, status: null, card });
+    cells.set(key, { hub, instanceId, version: 0, status: null, card, named: false });
   }
   return cells.get(key);
+}
+
+// named is a cell that the page asks for by its name, and not because a list has it.
+function named(hub, instanceId) {
+  const c = cell(hub, instanceId);
+  c.named = true;
+  return c;
 }
 
 // offer gives a cell a version; an older one than it has does nothing.
@@ -57,7 +65,7 @@ function draw(c) {
   const said = custom && typeof custom === "object" ? custom : {};
   card.dataset.status = status?.runtimeStatus ?? "none";
   find(".name").textContent = status?.name ?? c.hub;
-  find(".badge").textContent = status?.runtimeStatus ?? "Nothing to see";
+  find(".badge").textContent = status ? status.runtimeStatus + (status.stale ? ", silent" : "") : "Nothing to see";
   find("h2").textContent = c.instanceId;
   find(".message").textContent = message(status, said, custom);
   find(".step").textContent = typeof said.step === "string" ? said.step : "";
@@ -162,7 +170,7 @@ async function connect() {
     later();
     return;
   }
-  for (const s of session.samples) draw(cell(s.hub, s.instanceId));
+  for (const s of session.samples) draw(named(s.hub, s.instanceId));
   const url = new URL("/v1/watch", location.href);
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
   const ws = new WebSocket(url, [PROTOCOL, `bearer.${base64url(session.tokens[role])}`]);
@@ -180,7 +188,8 @@ function receive(frame) {
     case "welcome":
       attempt = 0;
       drawConnection("live", "Live");
-      watch([...cells.values()]);
+      watch([...cells.values()].filter((c) => c.named));
+      socket.send(JSON.stringify({ type: "watch", list: HUB, query: { hub: HUB } }));
       break;
     case "status":
       pushes++;
@@ -212,7 +221,7 @@ function checkSilence() {
     silent.close();
   } else if (!asked && now - heard > SILENCE && socket.readyState === WebSocket.OPEN) {
     asked = now;
-    watch([...cells.values()].slice(0, 1));
+    socket.send(JSON.stringify({ type: "unwatch", list: "anybody there" })); // answered, and nothing else
   }
 }
 
@@ -245,7 +254,7 @@ $("add").addEventListener("submit", (e) => {
   e.preventDefault();
   const form = new FormData(e.target);
   drawProblem("");
-  const c = cell(form.get("hub"), form.get("instanceId").trim());
+  const c = named(form.get("hub"), form.get("instanceId").trim());
   draw(c);
   if (socket?.readyState === WebSocket.OPEN) watch([c]);
   c.card.scrollIntoView({ behavior: "smooth", block: "center" });
