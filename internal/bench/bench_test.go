@@ -111,7 +111,7 @@ func serveRelay(ctx context.Context, s setup) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println(r.Addr())
+	fmt.Println(r.Addr(), r.PrivateAddr())
 	return r.Run(ctx)
 }
 
@@ -128,13 +128,15 @@ func newRelay(ctx context.Context, s setup) (*relay.Relay, error) {
 	c.ServiceBus.ConnectionString, c.ServiceBus.Topic, c.Subscription = settings.NewSecret(devbus.ConnectionString(s.Bus)), topic, subscription
 	c.Redis.Addrs = []string{s.Redis}
 	c.DrainTimeout = time.Second
+	c.Read.MaxPerCaller, c.Watch.MaxWatches = c.Read.MaxStreams, 1000 // the benchmarks are one caller
 	return relay.New(ctx, c, relay.Options{Policy: rules})
 }
 
 // process is a child of this test binary.
 type process struct {
-	addr string
-	pid  int
+	addr    string
+	private string // where its metrics are, if it has any
+	pid     int
 }
 
 func spawn(b *testing.B, role string, s setup) process {
@@ -158,11 +160,12 @@ func spawn(b *testing.B, role string, s setup) process {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = stdin.Close(); _ = cmd.Wait() })
-	addr, err := bufio.NewReader(stdout).ReadString('\n')
+	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
 		b.Fatalf("%s: %v", role, err)
 	}
-	return process{strings.TrimSpace(addr), cmd.Process.Pid}
+	addr, private, _ := strings.Cut(strings.TrimSpace(line), " ")
+	return process{addr, private, cmd.Process.Pid}
 }
 
 // cpu is the processor time that a process's threads have used so far.
@@ -328,13 +331,17 @@ func BenchmarkIngest(b *testing.B) {
 
 // completed is how many messages a relay says that it has completed.
 func completed(b *testing.B, r *relay.Relay) float64 {
+	return metric(b, r.PrivateAddr().String(), "statusrelay_servicebus_completed_total ")
+}
+
+// metric is what a relay at a private address says of a metric; its name ends with a space.
+func metric(b *testing.B, private, name string) float64 {
 	b.Helper()
-	answer, err := http.Get("http://" + r.PrivateAddr().String() + "/metrics")
+	answer, err := http.Get("http://" + private + "/metrics")
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer answer.Body.Close()
-	const name = "statusrelay_servicebus_completed_total "
 	lines := bufio.NewScanner(answer.Body)
 	for lines.Scan() {
 		if value, ok := strings.CutPrefix(lines.Text(), name); ok {
@@ -357,78 +364,6 @@ func measure(b *testing.B) (report func()) {
 		b.ReportMetric(float64((ownCPU(b)-cpu).Microseconds())/float64(b.N), "cpu-µs/msg")
 		b.ReportMetric(float64(b.N)/time.Since(start).Seconds(), "msg/s")
 	}
-}
-
-// BenchmarkGet is a GET that is answered with 200, beside the least that
-// answers one from Redis.
-func BenchmarkGet(b *testing.B) {
-	const instances, callers = 100, 32
-	store := storetest.StartRedis(b)
-	bus := spawn(b, "bus", setup{})
-	issuer, token := identity(b)
-	s := setup{Bus: bus.addr, Redis: store.Addr, Issuer: issuer}
-	relayed := spawn(b, "relay", s)
-	publish(b, bus.addr, instances)
-	get := func(client *http.Client, p process, i int) (int, []byte) {
-		request, err := http.NewRequestWithContext(b.Context(), http.MethodGet,
-			fmt.Sprintf("http://%s/v1/hubs/orders/instances/order-%d", p.addr, i%instances), nil)
-		if err != nil {
-			b.Fatal(err)
-		}
-		request.Header.Set("Authorization", "Bearer "+token)
-		answer, err := client.Do(request)
-		if err != nil {
-			b.Error(err)
-			return 0, nil
-		}
-		defer answer.Body.Close()
-		body, _ := io.ReadAll(answer.Body)
-		return answer.StatusCode, body
-	}
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: callers}}
-	plain := redis.NewClient(&redis.Options{Addr: store.Addr})
-	for i := range instances { // the floor gets the same bytes
-		var code int
-		var body []byte
-		for code != http.StatusOK {
-			code, body = get(client, relayed, i)
-		}
-		if err := plain.HSet(b.Context(), fmt.Sprintf("floor:order-%d", i), "r", body).Err(); err != nil {
-			b.Fatal(err)
-		}
-	}
-	floor := spawn(b, "floor", s)
-	// In turn, a slice at a time, so that a machine that is slower for a while
-	// is so for both.
-	const slice = 2000
-	var used, took [2]time.Duration
-	b.ResetTimer()
-	for from := 0; from < b.N; from += slice {
-		for i, p := range []process{floor, relayed} {
-			cpu, start := p.cpu(b), time.Now()
-			var wg sync.WaitGroup
-			for caller := range callers {
-				wg.Go(func() {
-					for n := from + caller; n < min(from+slice, b.N); n += callers {
-						if code, _ := get(client, p, n); code != http.StatusOK {
-							b.Errorf("answered %d", code)
-							return
-						}
-					}
-				})
-			}
-			wg.Wait()
-			used[i] += p.cpu(b) - cpu
-			took[i] += time.Since(start)
-		}
-	}
-	b.StopTimer()
-	b.ReportMetric(0, "ns/op") // of both together: says nothing
-	for i, name := range []string{"floor", "relay"} {
-		b.ReportMetric(float64(used[i].Nanoseconds())/1000/float64(b.N), name+"-cpu-µs/get")
-		b.ReportMetric(float64(b.N)/took[i].Seconds(), name+"-get/s")
-	}
-	b.ReportMetric(used[1].Seconds()/used[0].Seconds(), "cpu-ratio")
 }
 
 // BenchmarkPublishToFrame is the time from publishing an update until a watcher

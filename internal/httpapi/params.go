@@ -22,6 +22,9 @@ type params struct {
 }
 
 func parseParams(r *http.Request) *params {
+	if r.URL.RawQuery == "" {
+		return new(params) // as most requests have none
+	}
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	p := &params{values: values, read: map[string]bool{}}
 	if err != nil {
@@ -41,7 +44,9 @@ func (p *params) has(name string) bool { return len(p.values[name]) > 0 }
 
 // all returns every value of a parameter.
 func (p *params) all(name string) []string {
-	p.read[name] = true
+	if p.values != nil {
+		p.read[name] = true
+	}
 	return p.values[name]
 }
 

@@ -31,6 +31,9 @@ type ListStore interface {
 // A ListSink is what a [List] finds instances for. Its methods must not block and must not use the hub. A call that is under way
 // while the list is closed may still arrive.
 type ListSink interface {
+	// Wants reports whether it would make a difference to be offered an instance that has changed: it is asked before
+	// anything else is, since most that change are in the list already.
+	Wants(k status.Key) bool
 	// Admits reports whether the reader may be shown a record that the query selects.
 	Admits(r *status.Record) bool
 	// Offer names instances that were admitted. whole: they are all that the query selects at the moment, newest change
@@ -368,25 +371,10 @@ func (r *lister) subscribe(ctx context.Context, errands []errand) error {
 	return nil
 }
 
-// run reads what has changed, once for all lists of the index, and the lists that are due. What is done is taken off the errand.
+// run looks at what has changed, and reads the lists that are due. What is done is taken off the errand.
 func (r *lister) run(ctx context.Context, e *errand) error {
-	if len(e.touched) > 0 {
-		records, err := r.latest(ctx, e.touched)
-		if err != nil {
-			return err
-		}
-		e.touched = nil
-		for _, li := range e.lists {
-			var keys []status.Key
-			for _, record := range records {
-				if record != nil && li.query.Match(record) && li.sink.Admits(record) {
-					keys = append(keys, record.Key())
-				}
-			}
-			if len(keys) > 0 {
-				li.sink.Offer(keys, false, false)
-			}
-		}
+	if err := r.changes(ctx, e); err != nil {
+		return err
 	}
 	// Not always the same first: one that fails must not keep the others waiting for ever.
 	rand.Shuffle(len(e.due), func(i, j int) { e.due[i], e.due[j] = e.due[j], e.due[i] })
@@ -395,6 +383,47 @@ func (r *lister) run(ctx context.Context, e *errand) error {
 			return err
 		}
 		e.due = e.due[1:]
+	}
+	return nil
+}
+
+// changes reads what has changed and makes a difference to some list, once for all of them.
+func (r *lister) changes(ctx context.Context, e *errand) error {
+	wanted := make([][]*List, 0, len(e.touched)) // by whom
+	keys := e.touched[:0]
+	for _, k := range e.touched {
+		var by []*List
+		for _, li := range e.lists {
+			if li.sink.Wants(k) {
+				by = append(by, li)
+			}
+		}
+		if len(by) > 0 {
+			keys, wanted = append(keys, k), append(wanted, by)
+		}
+	}
+	e.touched = keys
+	if len(keys) == 0 {
+		return nil
+	}
+	records, err := r.latest(ctx, keys)
+	if err != nil {
+		return err
+	}
+	e.touched = nil
+	offers := map[*List][]status.Key{}
+	for i, record := range records {
+		if record == nil {
+			continue
+		}
+		for _, li := range wanted[i] {
+			if li.query.Match(record) && li.sink.Admits(record) {
+				offers[li] = append(offers[li], record.Key())
+			}
+		}
+	}
+	for li, keys := range offers {
+		li.sink.Offer(keys, false, false)
 	}
 	return nil
 }

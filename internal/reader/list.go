@@ -23,10 +23,12 @@ type list struct {
 	whole, more  bool         // offered are all that there are, and there are more behind the limit
 	ready, ended bool         // it is among those that have found something; it is closed
 
+	// written under reader.editing and reader.mu, read under either
+	size int  // how many watches it has
+	full bool // the query selects more than the limit
+
 	// guarded by reader.editing
-	size     int                     // how many watches it has
 	read     bool                    // it has been read as a whole
-	full     bool                    // the query selects more than the limit
 	awaited  map[status.Key]struct{} // those that the client is to be told of before it is listed; nil afterwards
 	listed   bool                    // the client has been told that it was told all,
 	toldMore bool                    // and whether that is all that there is
@@ -88,6 +90,15 @@ func (r *Reader) unwatchList(name string) {
 	}
 }
 
+// Wants is asked by the hub: what the list has is told by its watch, and one that is known to be full has no room.
+func (l *list) Wants(k status.Key) bool {
+	r := l.reader
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w := r.watches.find(k)
+	return !(l.full && l.size == l.limit) && (w == nil || !w.isIn(l))
+}
+
 // Admits is asked by the hub.
 func (l *list) Admits(record *status.Record) bool {
 	a := l.reader.source.policy().Audience(l.reader.principal.Load().Claims, record)
@@ -143,13 +154,15 @@ func (r *Reader) admit(l *list) {
 	for _, k := range offered {
 		w := r.watches.find(k)
 		switch {
-		case w != nil && slices.ContainsFunc(w.memberships(), func(m membership) bool { return m.list == l }):
+		case w != nil && w.isIn(l):
 			continue
 		case l.size == l.limit:
 			more = true
 			continue
 		}
+		r.mu.Lock()
 		l.size++
+		r.mu.Unlock()
 		if w != nil {
 			r.join(l, w)
 			continue
@@ -159,11 +172,10 @@ func (r *Reader) admit(l *list) {
 		}
 		r.add(k, &watch{reader: r, extra: &extra{interval: l.terms.MinInterval, members: []membership{{list: l}}}})
 	}
-	if whole {
-		l.read, l.full = true, more
-	} else {
-		l.full = l.full || more
-	}
+	l.read = l.read || whole
+	r.mu.Lock()
+	l.full = more || l.full && !whole
+	r.mu.Unlock()
 	r.listing(l)
 }
 
@@ -192,8 +204,8 @@ func (r *Reader) leave(l *list, w *watch) {
 	}
 	r.mu.Lock()
 	w.extra.members = members
-	r.mu.Unlock()
 	l.size--
+	r.mu.Unlock()
 	if l.full && !l.ended {
 		l.found.Again() // there is room
 	}

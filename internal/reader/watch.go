@@ -1,6 +1,7 @@
 package reader
 
 import (
+	"slices"
 	"time"
 
 	"statusrelay/internal/auth"
@@ -59,6 +60,11 @@ func (w *watch) memberships() []membership {
 		return nil
 	}
 	return w.extra.members
+}
+
+// isIn needs editing or mu.
+func (w *watch) isIn(l *list) bool {
+	return slices.ContainsFunc(w.memberships(), func(m membership) bool { return m.list == l })
 }
 
 // end closes a watch that is marked as closed. It needs editing.
