@@ -264,6 +264,7 @@ type watcher struct {
 	newest  map[status.Key]frame // status or gone
 	frames  int                  // status and gone
 	raw     strings.Builder      // all that it was sent, when the world keeps that
+	each    func([]byte)         // is given every frame, if there is one
 	ended   error                // why there are no more frames
 	endedAt time.Time
 }
@@ -333,6 +334,9 @@ func (v *watcher) accept(text []byte) error {
 	if v.keepRaw {
 		v.raw.Write(text)
 	}
+	if v.each != nil {
+		v.each(text)
+	}
 	var f frame
 	if err := json.Unmarshal(text, &f); err != nil {
 		return fmt.Errorf("%w in %s", err, text)
@@ -369,7 +373,7 @@ func (v *watcher) await(what string, cond func(*watcher) bool) {
 		case <-v.ctx.Done():
 			v.mu.Lock()
 			defer v.mu.Unlock()
-			v.Fatalf("in vain: %s; %d frames, the last are %.2000v; the subscription: %+v", what, v.frames, v.newest, v.stats())
+			v.Fatalf("in vain: %s; %d frames, the last are %.2000s; the subscription: %+v", what, v.frames, fmt.Sprint(v.newest), v.stats())
 		}
 	}
 }
