@@ -7,6 +7,7 @@ MAKEFLAGS += --no-builtin-rules
 
 FUZZTIME ?= 30s
 BENCH    ?= .
+spectral := tools/node/node_modules/.bin/spectral
 # A copy of the Go vulnerability database, for machines that cannot reach it.
 VULNDB   ?= $(lastword $(sort $(wildcard ../shared/data/go-vulndb-*.tar.gz)))
 
@@ -19,7 +20,7 @@ build: ## static binaries of both programs into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/ ./cmd/...
 
 .PHONY: check
-check: modules vet lint imports generated ## everything that needs no running: before every commit
+check: modules vet lint imports generated documents ## everything that needs no running: before every commit
 
 .PHONY: vet
 vet:
@@ -41,6 +42,11 @@ imports: ## who may import whom, and the other rules of the tree
 .PHONY: generated
 generated: ## generated documents are up to date
 	go test -count=1 ./docs
+
+.PHONY: documents
+documents: $(spectral) ## the OpenAPI and AsyncAPI documents obey their rules
+	! grep -n '"resolved"' tools/node/package-lock.json # no hosts: see .npmrc
+	$(spectral) lint --ruleset tools/node/spectral.yaml --fail-severity hint schemas/openapi.yaml schemas/asyncapi.yaml
 
 .PHONY: generate
 generate: ## write the generated documents
@@ -79,7 +85,7 @@ vuln: .tools/govulncheck ## known vulnerabilities in code that is reached
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin .tools
+	rm -rf bin .tools tools/node/node_modules
 
 # Tools are built from the versions in tools/go.mod, once.
 golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
@@ -90,4 +96,11 @@ benchstat     := golang.org/x/perf/cmd/benchstat
 .tools/%: tools/go.mod tools/go.sum
 	@echo "building $* (once; takes up to a few minutes)"
 	cd tools && GOBIN='$(CURDIR)/.tools' go install $($*)
+	@touch $@
+
+# Those that are not in Go: the versions in tools/node/package-lock.json.
+$(spectral): tools/node/package.json tools/node/package-lock.json tools/node/.npmrc
+	tools/install-check-needs.sh
+	@echo "installing $(@F) (once; takes half a minute)"
+	cd tools/node && npm ci --no-progress
 	@touch $@
