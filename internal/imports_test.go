@@ -36,6 +36,8 @@ var tree = []pkg{
 	{"reader", "policy hub auth", ""},
 	{"ingest", "wire policy rate", ""},
 	{"problem", "auth", ""},
+	{"documents", "schemas problem", ""},
+	{"apitest", "schemas openapi yaml jsonschema", ""}, // help for tests: none of the others may import it
 
 	// edges: one technology each
 	{"servicebus", "azservicebus azure amqp backoff uuid", ""},
@@ -54,15 +56,15 @@ var tree = []pkg{
 	{"settings", "cobra koanf yaml3", "yaml"},
 	{"telemetry", "", ""},
 	{"shell", "settings telemetry auth policy cobra", ""},
-	{"relay", "wire policy hub reader auth ingest problem servicebus redisstore httpapi wsapi web settings telemetry shell cors", ""},
-	{"notifier", "wire policy auth problem servicebus ingestapi bridge/* settings telemetry shell", ""},
+	{"relay", "wire policy hub reader auth ingest problem documents servicebus redisstore httpapi wsapi web settings telemetry shell cors", ""},
+	{"notifier", "wire policy auth problem documents servicebus ingestapi bridge/* settings telemetry shell", ""},
 	{"dev", "wire policy auth auth/devissuer devbus web settings telemetry shell relay notifier miniredis", ""},
 	{"cmd/relay", "settings telemetry shell relay dev cobra", ""},
 	{"cmd/notifier", "wire servicebus settings telemetry shell notifier cobra", ""},
 
 	// tests only
-	{"docs", "", ""},
-	{"e2e", "", "azservicebus gorilla go-redis miniredis chromedp"},
+	{"docs", "", "yaml"},
+	{"e2e", "", "yaml azservicebus gorilla go-redis miniredis chromedp"},
 	{"bench", "", "azservicebus gorilla go-redis miniredis"},
 }
 

@@ -7,6 +7,9 @@
 //   - status-update.schema.json, status-event.schema.json: its two parts, the bare
 //     update and the update in an envelope.
 //   - policy.schema.json: the policy file (docs/policy.md).
+//   - openapi.yaml: what is answered over HTTP, in the form that API Management imports;
+//     generated from source/openapi.yaml, which says what its x- members mean.
+//   - asyncapi.yaml: what is said on WebSockets.
 //   - examples/good: messages that are accepted.
 //   - examples/bad: JSON documents that are refused, each for one reason, which is
 //     its name; examples/malformed: bytes that are no I-JSON document.
@@ -21,6 +24,11 @@ import "embed"
 //
 //go:embed *.json
 var Schemas embed.FS
+
+// Documents are openapi.yaml and asyncapi.yaml.
+//
+//go:embed openapi.yaml asyncapi.yaml
+var Documents embed.FS
 
 // Examples are the examples, below "examples". A program that does not use them
 // does not contain them.

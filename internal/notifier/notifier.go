@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"statusrelay/internal/documents"
 	"statusrelay/internal/ingestapi"
 	"statusrelay/internal/servicebus"
 	"statusrelay/internal/shell"
@@ -55,11 +56,14 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 		n.Release()
 		return nil, fmt.Errorf("service bus: %w", err)
 	}
-	n.public = shell.NewServer(ingestapi.New(ingestapi.Options{
+	mux := http.NewServeMux()
+	mux.Handle("/", ingestapi.New(ingestapi.Options{
 		Verify: n.Verifier.Verify, Policy: n.Policy, Publish: n.publish,
 		DefaultHub: c.DefaultHub, MaxBodyBytes: c.MaxBodyBytes, MaxUpdates: c.MaxUpdates, Rate: c.Rate,
 		Logger: n.Log, Metrics: n.Metrics,
-	}), n.Log)
+	}))
+	documents.Handle(mux)
+	n.public = shell.NewServer(mux, n.Log)
 	n.admin = shell.NewServer(telemetry.Private(n.Metrics, n.ready), n.Log)
 	return n, nil
 }

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"statusrelay/internal/auth"
+	"statusrelay/internal/documents"
 	"statusrelay/internal/httpapi"
 	"statusrelay/internal/hub"
 	"statusrelay/internal/ingest"
@@ -161,6 +162,7 @@ func (r *Relay) routes(pages http.Handler) http.Handler {
 	mux.Handle("/v1/watch", r.sockets)
 	mux.Handle("/v1/", api)
 	mux.Handle("/runtime/", api)
+	documents.Handle(mux)
 	if pages == nil {
 		pages = api // which says that there is nothing
 	}
