@@ -155,12 +155,15 @@ func (w *world) relay(rules *policy.Policy, change ...func(*relay.Config)) *repl
 }
 
 // notifier starts a replica of the notifier.
-func (w *world) notifier() *replica {
+func (w *world) notifier(change ...func(*notifier.Config)) *replica {
 	w.Helper()
 	c := notifier.Defaults()
 	c.Listen, c.PrivateListen, c.DrainTimeout = "127.0.0.1:0", "127.0.0.1:0", 5*time.Second
 	c.Auth, c.ServiceBus.ConnectionString = w.auth(), settings.NewSecret(w.serviceBus)
 	c.Rate = 100_000
+	for _, f := range change {
+		f(&c)
+	}
 	n, err := notifier.New(w.ctx, c, notifier.Options{
 		Policy: w.policy(string(policy.Development())), Logger: w.logs.logger().With("program", "notifier"),
 	})
