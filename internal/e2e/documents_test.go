@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -253,7 +254,7 @@ func newStage(t *testing.T) *stage {
 		"expired": w.token(owner, "customer", -time.Hour), "foreign": token,
 	}
 	s.replicas["Relay"] = w.relay(nil, func(c *relay.Config) { c.Auth.Issuers = append(c.Auth.Issuers, away) })
-	s.replicas["Relaylimited"] = w.relay(nil)
+	s.replicas["Relaylimited"] = w.relay(nil, func(c *relay.Config) { c.Read.MaxPerCaller = 1 })
 	s.replicas["Relaybroken"] = w.relay(nil, func(c *relay.Config) {
 		c.Subscription = "broken" // what it cannot store, it gives back
 		c.Redis.Addrs = []string{storetest.StartRedis(t, "--rename-command", "HMGET", "gone").Addr}
@@ -481,33 +482,39 @@ func (s *stage) events(t *testing.T, stream io.Reader, r run, publish func()) (t
 }
 
 // together makes several requests at once and returns the answer that is like
-// the example.
+// the example. The others may be of those who wait.
 func (s *stage) together(t *testing.T, request func() (*http.Request, error), r run) answer {
+	ctx, cancel := context.WithTimeout(s.ctx, patience)
 	answers := make(chan answer, r.Together)
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer cancel()
 	for range r.Together {
-		go func() {
-			q, err := request()
-			if err != nil {
-				t.Error(err)
+		q, err := request()
+		if err != nil {
+			t.Fatal(err)
+		}
+		asking.Go(func() {
+			var a answer
+			if got, err := s.client.Do(q.WithContext(ctx)); err == nil {
+				a.code, a.header = got.StatusCode, got.Header
+				if a.code == r.code {
+					a.body, _ = io.ReadAll(got.Body) // what was not read is not as wanted
+				} else {
+					<-ctx.Done()
+				}
+				got.Body.Close()
 			}
-			got, err := s.client.Do(q)
-			if err != nil {
-				t.Error(err)
-				answers <- answer{}
-				return
-			}
-			defer got.Body.Close()
-			body, _ := io.ReadAll(got.Body) // what was not read is not as wanted
-			answers <- answer{got.StatusCode, got.Header, body}
-		}()
+			answers <- a
+		})
 	}
-	var best answer
 	for range r.Together {
-		if got := <-answers; best.code == 0 || got.code == r.code {
-			best = got
+		if a := <-answers; a.code == r.code {
+			return a
 		}
 	}
-	return best
+	t.Fatalf("none of %d requests was answered with %d", r.Together, r.code)
+	return answer{}
 }
 
 // same compares an answer's body with the example.
