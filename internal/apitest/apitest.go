@@ -30,18 +30,28 @@ type API struct {
 	frames   map[channel][]message
 }
 
-// New reads the documents, which takes a tenth of a second: a test needs one.
+// New is Read for one test.
 func New(t testing.TB) *API {
 	t.Helper()
-	a := &API{}
-	var err error
-	if a.document, err = readOpenAPI(); err != nil {
-		t.Fatalf("openapi.yaml: %v", err)
-	}
-	if a.frames, err = readAsyncAPI(); err != nil {
-		t.Fatalf("asyncapi.yaml: %v", err)
+	a, err := Read()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return a
+}
+
+// Read reads the documents, which takes a tenth of a second: where many tests
+// need them, they share what it returns.
+func Read() (*API, error) {
+	document, err := readOpenAPI()
+	if err != nil {
+		return nil, fmt.Errorf("openapi.yaml: %w", err)
+	}
+	frames, err := readAsyncAPI()
+	if err != nil {
+		return nil, fmt.Errorf("asyncapi.yaml: %w", err)
+	}
+	return &API{document, frames}, nil
 }
 
 func read(name string) ([]byte, error) {

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"mime"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,6 +56,20 @@ func (a *API) Response(t testing.TB, r *http.Request, code int, header http.Head
 	if err := a.CheckResponse(r, code, header, body); err != nil {
 		t.Errorf("%s %s was answered %d, which is not as openapi.yaml has it:\n%v\nheader %v\n%.2000s", r.Method, r.URL.Path, code, err, header, body)
 	}
+}
+
+// Handler is a handler whose answers are all held to the document, once they are
+// complete: streams are not for it.
+func (a *API) Handler(t testing.TB, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t.Helper()
+		recorded := httptest.NewRecorder()
+		h.ServeHTTP(recorded, r)
+		a.Response(t, r, recorded.Code, recorded.Header(), recorded.Body.Bytes())
+		maps.Copy(w.Header(), recorded.Header())
+		w.WriteHeader(recorded.Code)
+		_, _ = w.Write(recorded.Body.Bytes()) // the client is gone: nobody is left to tell
+	})
 }
 
 // CheckResponse returns all that is wrong with an answer.

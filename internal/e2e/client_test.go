@@ -17,6 +17,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
 	"github.com/gorilla/websocket"
 
+	"statusrelay/internal/apitest"
 	"statusrelay/internal/status"
 )
 
@@ -58,6 +59,9 @@ func (w *world) do(method, url, token string, body io.Reader, headers ...string)
 	}
 	defer got.Body.Close()
 	text, err := io.ReadAll(got.Body)
+	if err == nil && strings.HasPrefix(r.URL.Path, "/v1/") { // the private listener has no document
+		w.api.Response(w, r, got.StatusCode, got.Header, text)
+	}
 	return answer{got.StatusCode, got.Header, bytes.TrimSuffix(text, []byte("\n"))}, err // which is for terminals
 }
 
@@ -336,6 +340,9 @@ func (v *watcher) accept(text []byte) error {
 	}
 	if v.each != nil {
 		v.each(text)
+	}
+	if err := v.api.CheckFrame("status.v1.json", apitest.Server, text); err != nil {
+		return fmt.Errorf("not as asyncapi.yaml has it: %w in %s", err, text)
 	}
 	var f frame
 	if err := json.Unmarshal(text, &f); err != nil {

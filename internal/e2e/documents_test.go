@@ -88,7 +88,6 @@ type run struct {
 // A stage has what examples are executed on.
 type stage struct {
 	*world
-	api      *apitest.API
 	replicas map[string]*replica // by tag and condition
 	tokens   map[string]string   // by who is asking
 }
@@ -239,7 +238,7 @@ func newStage(t *testing.T) *stage {
 	w := newWorld(t, devbus.New(devbus.Options{Topics: []devbus.Topic{{
 		Name: topic, Subscriptions: []devbus.Subscription{{Name: subscription}, {Name: "broken"}},
 	}}}))
-	s := &stage{world: w, api: apitest.New(t), replicas: map[string]*replica{}}
+	s := &stage{world: w, replicas: map[string]*replica{}}
 	const away = "http://127.0.0.1:1/issuer" // nothing listens there
 	foreign, err := devissuer.New(devissuer.Options{URL: away})
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"statusrelay/internal/apitest"
 	"statusrelay/internal/auth/devissuer"
 	"statusrelay/internal/dev"
 	"statusrelay/internal/devbus"
@@ -51,8 +52,13 @@ type world struct {
 
 	operator, customer, publisher string // tokens
 
+	api *apitest.API // what every answer and frame is held to
+
 	keepRaw bool // watchers keep all that they are sent
 }
+
+// readDocuments reads the documents once.
+var readDocuments = sync.OnceValues(apitest.Read)
 
 // newWorld makes a world with the bus, or one with the default locks if it is nil.
 func newWorld(t testing.TB, bus *devbus.Bus) *world {
@@ -68,6 +74,10 @@ func newWorld(t testing.TB, bus *devbus.Bus) *world {
 			t.Logf("end of the log:\n%s", w.logs.tail(60))
 		}
 	})
+	var err error
+	if w.api, err = readDocuments(); err != nil {
+		t.Fatal(err)
+	}
 	if w.bus == nil {
 		w.bus = dev.NewBus(0, 0)
 	}
@@ -77,7 +87,6 @@ func newWorld(t testing.TB, bus *devbus.Bus) *world {
 	server := httptest.NewServer(handler)
 	t.Cleanup(server.Close)
 	w.issuerURL = server.URL + "/issuer"
-	var err error
 	if w.issuer, err = devissuer.New(devissuer.Options{URL: w.issuerURL}); err != nil {
 		t.Fatal(err)
 	}

@@ -9,11 +9,13 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"statusrelay/internal/apitest"
 	"statusrelay/internal/auth"
 	"statusrelay/internal/ingestapi"
 	"statusrelay/internal/policy"
@@ -47,6 +49,9 @@ type api struct {
 	refuse    func(m wire.Message) error // what the broker says; nil: it takes all
 }
 
+// readDocuments reads what every answer is held to.
+var readDocuments = sync.OnceValues(apitest.Read)
+
 func newAPI(t *testing.T, change ...func(*ingestapi.Options)) *api {
 	t.Helper()
 	p, err := policy.Parse([]byte(rules))
@@ -73,7 +78,11 @@ func newAPI(t *testing.T, change ...func(*ingestapi.Options)) *api {
 	for _, f := range change {
 		f(&o)
 	}
-	a.Handler = ingestapi.New(o)
+	documents, err := readDocuments()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Handler = documents.Handler(t, ingestapi.New(o))
 	return a
 }
 
