@@ -186,7 +186,6 @@ type listFrames struct {
 	mu      sync.Mutex
 	members map[string]string // id → runtime status
 	listed  int
-	order   []string
 }
 
 // A list that is watched at one replica has what appears, changes and leaves, whichever replica consumes the updates; also
