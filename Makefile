@@ -11,6 +11,8 @@ spectral := tools/node/node_modules/.bin/spectral
 # A copy of the Go vulnerability database, for machines that cannot reach it.
 VULNDB   ?= $(lastword $(sort $(wildcard ../shared/data/go-vulndb-*.tar.gz)))
 
+clients := internal/e2e/clients
+
 .PHONY: help
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -66,10 +68,19 @@ modules: ## go.mod and go.sum are complete, minimal and unharmed
 	cd tools && go mod tidy -diff
 
 .PHONY: test
-test: .tools/gotestsum ## all tests with the race detector; installs what they need
-	tools/install-test-needs.sh
+test: .tools/gotestsum test-needs $(clients)/node_modules/.package-lock.json ## all tests with the race detector; installs what they need
 	tools/test.sh
 	cd deploy && ../.tools/gotestsum --format pkgname-and-test-fails -- -timeout 10m ./...
+
+.PHONY: test-needs
+test-needs:
+	tools/install-test-needs.sh
+
+# Clients that others wrote, at the versions that the lock has.
+$(clients)/node_modules/.package-lock.json: $(clients)/package-lock.json $(clients)/package.json | test-needs
+	@command -v npm >/dev/null || { echo 'npm is not installed (apt-get install nodejs npm): the tests with foreign clients need it' >&2; exit 1; }
+	cd $(clients) && npm ci --no-progress
+	@touch $@
 
 .PHONY: bench
 bench: ## all benchmarks (BENCH=regexp)
@@ -85,7 +96,7 @@ vuln: .tools/govulncheck ## known vulnerabilities in code that is reached
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf bin .tools tools/node/node_modules
+	rm -rf bin .tools tools/node/node_modules $(clients)/node_modules
 
 # Tools are built from the versions in tools/go.mod, once.
 golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint

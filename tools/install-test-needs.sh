@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs the programs that the tests run: redis-server, chromium, and a C
-# compiler for the race detector. Does nothing when they are there. As root on
-# Debian or Ubuntu it installs what is missing; elsewhere it names it, and the
-# tests that need it fail and say so: a green run means that everything ran.
+# Installs the programs that the tests run: redis-server, chromium, nginx, curl,
+# Node.js with npm, and a C compiler for the race detector. Does nothing when
+# they are there. As root on Debian or Ubuntu it installs what is missing;
+# elsewhere it names it, and the tests that need it fail and say so: a green run
+# means that everything ran.
 set -euo pipefail
 
 missing=()
@@ -10,6 +11,14 @@ command -v "${CC:-gcc}" >/dev/null || missing+=(gcc libc6-dev)
 command -v redis-server >/dev/null || missing+=(redis-server)
 command -v chromium >/dev/null || command -v chromium-browser >/dev/null ||
 	command -v google-chrome >/dev/null || missing+=(chromium)
+PATH=$PATH:/usr/sbin command -v nginx >/dev/null || missing+=(nginx-light)
+command -v curl >/dev/null || missing+=(curl)
+command -v node >/dev/null || missing+=(nodejs)
+command -v npm >/dev/null || missing+=(npm)
+if command -v node >/dev/null && (($(node -p 'parseInt(process.versions.node)') < 18)); then
+	echo "node $(node --version) is too old for the clients in internal/e2e/clients: they need 18" >&2
+	exit 1
+fi
 ((${#missing[@]})) || exit 0
 
 if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then

@@ -9,6 +9,9 @@
 // for a time to pass where it can wait for something to happen; everything ends
 // at the deadline of its test.
 //
+// Clients that others wrote are in clients, a Node.js package of its own, with the
+// scripts that the tests drive them by (node_test.go).
+//
 // What a fault costs is bounded by the broker's locks and the store's probe, so
 // that most worlds have short locks.
 package e2e
