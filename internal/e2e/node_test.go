@@ -142,10 +142,13 @@ func (s *script) change(f func()) {
 // while nothing changes.
 func (s *script) wait(what string, cond func() bool) {
 	s.Helper()
-	for {
+	look := func() (ok, over bool, changed chan struct{}, ended error) {
 		s.mu.Lock()
-		ok, over, ended, changed := cond(), s.over, s.ended, s.changed
-		s.mu.Unlock()
+		defer s.mu.Unlock() // also when cond ends the test
+		return cond(), s.over, s.changed, s.ended
+	}
+	for {
+		ok, over, changed, ended := look()
 		if ok {
 			return
 		}

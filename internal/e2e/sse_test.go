@@ -355,10 +355,13 @@ func (s *stream) change(f func()) {
 // await waits until what came satisfies a condition.
 func (s *stream) await(what string, cond func() bool) {
 	s.Helper()
-	for {
+	look := func() (ok bool, changed chan struct{}, ended error) {
 		s.mu.Lock()
-		ok, ended, changed := cond(), s.ended, s.changed
-		s.mu.Unlock()
+		defer s.mu.Unlock() // also when cond ends the test
+		return cond(), s.changed, s.ended
+	}
+	for {
+		ok, changed, ended := look()
 		switch {
 		case ok:
 			return
@@ -375,6 +378,13 @@ func (s *stream) await(what string, cond func() bool) {
 	}
 }
 
+// all returns what has come: events, and how many comments.
+func (s *stream) all() (events []seen, comments int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.events), s.comments
+}
+
 // sees waits for an event that shows a progress.
 func (s *stream) sees(k status.Key, percent int) {
 	s.Helper()
@@ -384,6 +394,45 @@ func (s *stream) sees(k status.Key, percent int) {
 			return e.Type == "status" && v.InstanceID == k.InstanceID && v.percent() == percent
 		})
 	})
+}
+
+// A stream of a list has its members: those that there are, then that these are
+// all, then those that appear, and which are none any more.
+func TestStreamOfAListFollowsItsMembers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	r := w.relay(nil)
+	a, b, theirs := key("a"), key("b"), key("theirs")
+	send := w.sender()
+	send([]byte(progress(a.InstanceID, 1, 10)), []byte(strings.Replace(progress(theirs.InstanceID, 1, 10), owner, "u-1002", 1)))
+	w.shows(r, a, 10)
+	w.shows(r, theirs, 10)
+	s := w.stream(nil, r.base+"/v1/hubs/"+hub+"/instances?runtimeStatus=Running,Suspended&label.owner="+owner, w.customer)
+	if s.code != http.StatusOK {
+		t.Fatalf("got %d with %v", s.code, s.header)
+	}
+	s.await("that is all", func() bool {
+		return slices.ContainsFunc(s.events, func(e seen) bool { return e.Type == "listed" && e.Data == `{"more":false}` })
+	})
+	s.sees(a, 10) // which came before
+	if events, _ := s.all(); events[0].Type != "status" {
+		t.Errorf("first came %+v, want the member", events[0])
+	}
+	send([]byte(progress(b.InstanceID, 1, 11)))
+	s.sees(b, 11)
+	send([]byte(lifecycle(a.InstanceID, 2, `"runtimeStatus":"Completed"`)))
+	s.await("a has left", func() bool { return s.events[len(s.events)-1].Type == "left" })
+	events, _ := s.all()
+	n := len(events)
+	last, left := w.view([]byte(events[n-2].Data)), w.view([]byte(events[n-1].Data))
+	if left.InstanceID != a.InstanceID || left.Version == 0 || last.InstanceID != a.InstanceID || last.RuntimeStatus != "Completed" {
+		t.Errorf("got %+v, want a's end and that it left", events)
+	}
+	for _, e := range events {
+		if strings.Contains(e.Data, theirs.InstanceID) {
+			t.Errorf("got %+v of another's instance", e)
+		}
+	}
 }
 
 // nginx starts one in front of a replica, as Debian configures it but for
@@ -475,8 +524,8 @@ func TestEventsPassAProxyThatBuffers(t *testing.T) {
 	s.sees(k, 20)
 	w.send(lifecycle(k.InstanceID, 3, `"runtimeStatus":"Completed"`))
 	s.await("it has completed", func() bool { return strings.Contains(s.events[len(s.events)-1].Data, "Completed") })
-	if s.comments > 0 {
-		t.Errorf("%d heartbeats came: they may have pushed the events through", s.comments)
+	if _, comments := s.all(); comments > 0 {
+		t.Errorf("%d heartbeats came: they may have pushed the events through", comments)
 	}
 }
 
