@@ -125,8 +125,12 @@ func TestDurableClientReadsWhatIsIncomplete(t *testing.T) {
 		)
 		for id, want := range map[string]string{"progress": "Running", "lifecycle": "Suspended", "bare: é 1": "Running"} {
 			w.until(id+" is known", func() bool { return w.get(r, w.operator, key(id)).code == http.StatusOK })
-			if got := parse[durableStatus](w, client.does("getStatus", id)); got.InstanceID != id || got.RuntimeStatus != want {
+			got := parse[durableStatus](w, client.does("getStatus", id))
+			if got.InstanceID != id || got.RuntimeStatus != want {
 				w.Errorf("%s: got %+v, want it to be %s", id, got, want)
+			}
+			if got.CreatedTime < "2023" || got.LastUpdatedTime < got.CreatedTime { // when nobody has said
+				w.Errorf("%s: got the times %s and %s", id, got.CreatedTime, got.LastUpdatedTime)
 			}
 		}
 	})
