@@ -534,7 +534,7 @@ func TestEventsPassAProxyThatBuffers(t *testing.T) {
 func TestHeartbeatsKeepAStreamThroughAProxy(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
-	r := w.relay(nil, func(c *relay.Config) { c.Watch.PingInterval = 200 * time.Millisecond })
+	r := w.relay(nil, func(c *relay.Config) { c.Read.Heartbeat = 200 * time.Millisecond })
 	proxied := &replica{base: w.nginx(r, "proxy_read_timeout 1s;")}
 	k := key("order-1")
 	s := w.stream(nil, instanceURL(proxied, k), w.customer)
