@@ -28,15 +28,15 @@ type script struct {
 	mu      sync.Mutex
 	calls   int           // guarded by mu
 	replies map[int]reply // guarded by mu
-	events  []event       // guarded by mu
+	reports []report      // guarded by mu
 	changed chan struct{} // guarded by mu; closed and replaced with each line
 	ended   error         // guarded by mu; what Wait said, nil if with 0
 	over    bool          // guarded by mu; it has ended
 	said    bytes.Buffer  // owned by the process until it has ended; its standard error
 }
 
-// An event is something that a client reports by itself.
-type event struct {
+// A report is what a client says by itself.
+type report struct {
 	Event string
 
 	// Of @azure/web-pubsub-client.
@@ -110,7 +110,7 @@ func (s *script) read(out io.Reader) {
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
 		var line struct {
-			event
+			report
 			reply
 		}
 		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
@@ -119,7 +119,7 @@ func (s *script) read(out io.Reader) {
 		}
 		s.change(func() {
 			if line.Event != "" {
-				s.events = append(s.events, line.event)
+				s.reports = append(s.reports, line.report)
 			} else {
 				s.replies[line.ID] = line.reply
 			}
@@ -168,7 +168,7 @@ func (s *script) wait(what string, cond func() bool) {
 // tail is the end of what was reported.
 func (s *script) tail() string {
 	var b strings.Builder
-	for _, e := range s.events[max(0, len(s.events)-10):] {
+	for _, e := range s.reports[max(0, len(s.reports)-10):] {
 		fmt.Fprintf(&b, "\n%s %s %.500s", e.Event, e.Group, e.Message)
 	}
 	return b.String()
@@ -218,18 +218,18 @@ func (s *script) fails(name string, args ...any) foreignError {
 	return *r.Error
 }
 
-// so far is how many events there have been.
+// soFar is how many reports there have been.
 func (s *script) soFar() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.events)
+	return len(s.reports)
 }
 
-// await waits for an event after the first n.
-func (s *script) await(n int, what string, cond func(event) bool) (found event) {
+// await waits for a report after the first n.
+func (s *script) await(n int, what string, cond func(report) bool) (found report) {
 	s.Helper()
 	s.wait(what, func() bool {
-		for _, e := range s.events[n:] {
+		for _, e := range s.reports[n:] {
 			if cond(e) {
 				found = e
 				return true
@@ -240,11 +240,11 @@ func (s *script) await(n int, what string, cond func(event) bool) (found event) 
 	return found
 }
 
-// since returns the events after the first n.
-func (s *script) since(n int) []event {
+// since returns the reports after the first n.
+func (s *script) since(n int) []report {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return append([]event(nil), s.events[n:]...)
+	return append([]report(nil), s.reports[n:]...)
 }
 
 // ends tells the script that there is no more, and wants it to exit with 0.

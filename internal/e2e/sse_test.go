@@ -233,7 +233,7 @@ func TestTicketIsForOneStreamOfOneOrigin(t *testing.T) {
 		return parse[struct{ Ticket string }](w, got.body).Ticket
 	}
 	use := func(ticket, origin string) int {
-		return w.stream(nil, instanceURL(r, k)+"?ticket="+ticket, "", "Origin", origin).code
+		return w.feed(instanceURL(r, k)+"?ticket="+ticket, "", "Origin", origin).code
 	}
 	mine := ticket()
 	for _, c := range []struct {
@@ -250,8 +250,9 @@ func TestTicketIsForOneStreamOfOneOrigin(t *testing.T) {
 	}
 }
 
-// A stream is a client of Server-Sent Events.
-type stream struct {
+// A feed is a client of server-sent events that looks at how they come: through
+// proxies, with comments, and what is refused.
+type feed struct {
 	*world
 	code   int
 	header http.Header
@@ -263,12 +264,10 @@ type stream struct {
 	changed  chan struct{} // guarded by mu; closed and replaced with each of them
 }
 
-// stream asks for events; transport may be nil. Headers are names and values in turn.
-func (w *world) stream(transport *http.Transport, url, token string, headers ...string) *stream {
+// feed asks for events. Headers are names and values in turn.
+func (w *world) feed(url, token string, headers ...string) *feed {
 	w.Helper()
-	if transport == nil {
-		transport = &http.Transport{}
-	}
+	transport := new(http.Transport)
 	ctx, cancel := context.WithCancel(w.ctx)
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -289,7 +288,7 @@ func (w *world) stream(transport *http.Transport, url, token string, headers ...
 		w.Fatalf("no answer: %v", err)
 	}
 	answered.Stop()
-	s := &stream{world: w, code: got.StatusCode, header: got.Header, changed: make(chan struct{})}
+	s := &feed{world: w, code: got.StatusCode, header: got.Header, changed: make(chan struct{})}
 	read := make(chan struct{})
 	go func() {
 		defer close(read)
@@ -304,7 +303,7 @@ func (w *world) stream(transport *http.Transport, url, token string, headers ...
 	return s
 }
 
-func (s *stream) read(r *http.Response) {
+func (s *feed) read(r *http.Response) {
 	body := io.Reader(r.Body)
 	if r.Header.Get("Content-Encoding") == "gzip" {
 		z, err := gzip.NewReader(r.Body)
@@ -344,7 +343,7 @@ func (s *stream) read(r *http.Response) {
 	s.change(func() { s.ended = err })
 }
 
-func (s *stream) change(f func()) {
+func (s *feed) change(f func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	f()
@@ -353,7 +352,7 @@ func (s *stream) change(f func()) {
 }
 
 // await waits until what came satisfies a condition.
-func (s *stream) await(what string, cond func() bool) {
+func (s *feed) await(what string, cond func() bool) {
 	s.Helper()
 	look := func() (ok bool, changed chan struct{}, ended error) {
 		s.mu.Lock()
@@ -379,14 +378,14 @@ func (s *stream) await(what string, cond func() bool) {
 }
 
 // all returns what has come: events, and how many comments.
-func (s *stream) all() (events []seen, comments int) {
+func (s *feed) all() (events []seen, comments int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.events), s.comments
 }
 
 // sees waits for an event that shows a progress.
-func (s *stream) sees(k status.Key, percent int) {
+func (s *feed) sees(k status.Key, percent int) {
 	s.Helper()
 	s.await(fmt.Sprintf("an event of %s with %d", k, percent), func() bool {
 		return slices.ContainsFunc(s.events, func(e seen) bool {
@@ -407,7 +406,7 @@ func TestStreamOfAListFollowsItsMembers(t *testing.T) {
 	send([]byte(progress(a.InstanceID, 1, 10)), []byte(strings.Replace(progress(theirs.InstanceID, 1, 10), owner, "u-1002", 1)))
 	w.shows(r, a, 10)
 	w.shows(r, theirs, 10)
-	s := w.stream(nil, r.base+"/v1/hubs/"+hub+"/instances?runtimeStatus=Running,Suspended&label.owner="+owner, w.customer)
+	s := w.feed(r.base+"/v1/hubs/"+hub+"/instances?runtimeStatus=Running,Suspended&label.owner="+owner, w.customer)
 	if s.code != http.StatusOK {
 		t.Fatalf("got %d with %v", s.code, s.header)
 	}
@@ -515,7 +514,7 @@ func TestEventsPassAProxyThatBuffers(t *testing.T) {
 	k := key("order-1")
 	w.send(progress(k.InstanceID, 1, 10))
 	w.shows(r, k, 10)
-	s := w.stream(nil, instanceURL(proxied, k), w.customer)
+	s := w.feed(instanceURL(proxied, k), w.customer)
 	if s.code != http.StatusOK || s.header.Get("Content-Encoding") != "gzip" || !strings.HasPrefix(s.header.Get("Server"), "nginx") {
 		t.Fatalf("got %d with %v, want a compressed stream from nginx", s.code, s.header)
 	}
@@ -537,7 +536,7 @@ func TestHeartbeatsKeepAStreamThroughAProxy(t *testing.T) {
 	r := w.relay(nil, func(c *relay.Config) { c.Read.Heartbeat = 200 * time.Millisecond })
 	proxied := &replica{base: w.nginx(r, "proxy_read_timeout 1s;")}
 	k := key("order-1")
-	s := w.stream(nil, instanceURL(proxied, k), w.customer)
+	s := w.feed(instanceURL(proxied, k), w.customer)
 	s.await("ten heartbeats", func() bool { return s.comments >= 10 }) // two seconds of silence
 	w.send(progress(k.InstanceID, 1, 10))
 	s.sees(k, 10)

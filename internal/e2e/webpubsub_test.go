@@ -32,10 +32,10 @@ type groupMessage struct {
 // group is that of an instance.
 func group(k status.Key) string { return k.Hub + "/" + k.InstanceID }
 
-// messages are those of a group among events.
-func (p pubsub) messages(events []event, k status.Key) (all []groupMessage) {
+// messages are those of a group among reports.
+func (p pubsub) messages(reports []report, k status.Key) (all []groupMessage) {
 	p.Helper()
-	for _, e := range events {
+	for _, e := range reports {
 		if e.Event != "group-message" {
 			continue
 		}
@@ -50,11 +50,11 @@ func (p pubsub) messages(events []event, k status.Key) (all []groupMessage) {
 	return all
 }
 
-// gets waits for a message of an instance after the first n events.
+// gets waits for a message of an instance after the first n reports.
 func (p pubsub) gets(n int, k status.Key, what string, cond func(view, groupMessage) bool) (got groupMessage) {
 	p.Helper()
 	p.wait(fmt.Sprintf("a message of %s: %s", k, what), func() bool {
-		for _, m := range p.messages(p.events[n:], k) {
+		for _, m := range p.messages(p.reports[n:], k) {
 			if cond(p.view(m.Data), m) {
 				got = m
 				return true
@@ -71,10 +71,10 @@ func (p pubsub) sees(n int, k status.Key, percent int) groupMessage {
 	return p.gets(n, k, fmt.Sprintf("with %d", percent), func(v view, _ groupMessage) bool { return v.percent() == percent })
 }
 
-// connects waits for a connection after the first n events.
-func (p pubsub) connects(n int) event {
+// connects waits for a connection after the first n reports.
+func (p pubsub) connects(n int) report {
 	p.Helper()
-	e := p.await(n, "it is connected", func(e event) bool { return e.Event == "connected" })
+	e := p.await(n, "it is connected", func(e report) bool { return e.Event == "connected" })
 	if e.UserID != owner || e.ConnectionID == "" {
 		p.Errorf("connected as %q with id %q, want %q and some id", e.UserID, e.ConnectionID, owner)
 	}
@@ -142,7 +142,7 @@ func TestWebPubSubClientFollowsInstances(t *testing.T) {
 		// Its connection is lost; what changes meanwhile is the first thing that it gets.
 		lost := p.soFar()
 		proxy.Cut()
-		p.await(lost, "it is disconnected", func(e event) bool { return e.Event == "disconnected" })
+		p.await(lost, "it is disconnected", func(e report) bool { return e.Event == "disconnected" })
 		send([]byte(progress(k.InstanceID, 4, 40)))
 		if again := p.connects(lost); again.ConnectionID == first.ConnectionID {
 			t.Errorf("both connections have the id %s", again.ConnectionID)
@@ -153,7 +153,7 @@ func TestWebPubSubClientFollowsInstances(t *testing.T) {
 		// The relay goes away, and says so. The next one has what came meanwhile.
 		stopped := p.soFar()
 		r.stop()
-		bye := p.await(stopped, "it is disconnected", func(e event) bool { return e.Event == "disconnected" })
+		bye := p.await(stopped, "it is disconnected", func(e report) bool { return e.Event == "disconnected" })
 		if text := disconnected(t, bye); text == "" {
 			t.Error("the relay does not say why it disconnects")
 		}
@@ -267,7 +267,7 @@ func TestWebPubSubClientNeedsATicket(t *testing.T) {
 }
 
 // disconnected is the reason that the server gave.
-func disconnected(t *testing.T, e event) string {
+func disconnected(t *testing.T, e report) string {
 	t.Helper()
 	var frame struct{ Message string }
 	if e.Message != nil {
