@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"statusrelay/internal/relay"
 	"statusrelay/internal/status"
@@ -187,6 +188,55 @@ func TestWebPubSubClientFollowsInstances(t *testing.T) {
 	})
 }
 
+// A client that follows as many instances as it may, joins them all at once, and
+// again when it comes back, is not too fast.
+func TestWebPubSubClientRejoinsEverything(t *testing.T) {
+	forEachPubSub(t, func(t *testing.T, start func(*world, string, string) pubsub) {
+		w := newWorld(t, nil)
+		r := w.relay(nil)
+		proxy := storetest.StartProxy(t, strings.TrimPrefix(r.base, "http://"))
+		keys := make([]status.Key, relay.Defaults().Watch.MaxWatches)
+		publish := func(sequence int) {
+			bodies := make([][]byte, len(keys))
+			for i := range keys {
+				keys[i] = key(fmt.Sprintf("i-%d", i))
+				bodies[i] = []byte(progress(keys[i].InstanceID, sequence, sequence))
+			}
+			w.sender()(bodies...)
+		}
+		publish(1)
+		p := start(w, "http://"+proxy.Addr, w.customer)
+		p.does("start")
+		joined := make([]func() reply, len(keys))
+		for i, k := range keys {
+			joined[i] = p.call("joinGroup", group(k))
+		}
+		for i, k := range keys {
+			if got := joined[i](); got.Error != nil {
+				t.Fatalf("%s: got %+v", k, *got.Error)
+			}
+			p.sees(0, k, 1)
+		}
+		if got := p.fails("joinGroup", group(key("one-too-many"))); got.Detail.Name == "" {
+			t.Errorf("one more than allowed: got %+v", got)
+		}
+		lost := p.soFar()
+		proxy.Cut()
+		publish(2)
+		p.connects(lost)
+		for _, k := range keys {
+			p.sees(lost, k, 2)
+		}
+		for _, e := range p.since(lost) {
+			if e.Event == "rejoin-group-failed" {
+				t.Errorf("rejoining %s failed", e.Group)
+			}
+		}
+		p.does("stop")
+		p.ends()
+	})
+}
+
 // Whatever a client of Azure Web PubSub asks for but a group of its own is
 // refused in a way that it understands, as often as it asks, and costs it
 // nothing else.
@@ -242,6 +292,24 @@ func TestWebPubSubInvocationIsRefused(t *testing.T) {
 	if got := p.fails("invokeEvent", "terminate", map[string]any{}); got.Name != "InvocationError" || got.Detail.Name != "Forbidden" {
 		t.Errorf("got %+v, want Forbidden", got)
 	}
+	p.does("stop")
+	p.ends()
+}
+
+// A client that pings and gives up on a server that says nothing has no reason to,
+// when nothing happens.
+func TestWebPubSubClientStaysWhenNothingHappens(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	r := w.relay(nil)
+	p := pubsub{w.node("webpubsub.mjs", "LIBRARY=@azure/web-pubsub-client", "PROTOCOL=json.webpubsub.azure.v1", "RELAY="+r.base, "TOKEN="+w.customer, "TIMEOUT=1000")}
+	p.does("start")
+	p.connects(0)
+	w.during(3*time.Second, func() {
+		if got := p.since(0); got[len(got)-1].Event != "connected" {
+			t.Fatalf("got %+v", got[len(got)-1])
+		}
+	})
 	p.does("stop")
 	p.ends()
 }

@@ -1,9 +1,11 @@
 // The client of Azure Web PubSub, as a page or a service would use it. LIBRARY is
 // the package, PROTOCOL the subprotocol to ask for, empty for the one that the
-// library has by default; RELAY and TOKEN are where and as whom.
+// library has by default; RELAY and TOKEN are where and as whom. TIMEOUT, if it is
+// there, is the time in ms after which the library gives up on a silent server,
+// which it pings ten times as often.
 import { obey, say } from "./driver.mjs";
 
-const { LIBRARY, PROTOCOL, RELAY, TOKEN } = process.env;
+const { LIBRARY, PROTOCOL, RELAY, TIMEOUT, TOKEN } = process.env;
 const { WebPubSubClient, WebPubSubJsonProtocol } = await import(LIBRARY);
 
 async function getClientAccessUrl() {
@@ -14,7 +16,12 @@ async function getClientAccessUrl() {
 }
 
 const protocols = { "json.webpubsub.azure.v1": WebPubSubJsonProtocol, "": () => undefined };
-const client = new WebPubSubClient({ getClientAccessUrl }, { protocol: protocols[PROTOCOL]() });
+const options = { protocol: protocols[PROTOCOL]() };
+if (TIMEOUT) {
+  options.keepAliveTimeoutInMs = +TIMEOUT;
+  options.keepAliveIntervalInMs = +TIMEOUT / 10;
+}
+const client = new WebPubSubClient({ getClientAccessUrl }, options);
 
 for (const event of ["connected", "disconnected", "stopped", "group-message", "server-message", "rejoin-group-failed"]) {
   client.on(event, (args) => say({ event, ...args }));
