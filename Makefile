@@ -8,10 +8,9 @@ MAKEFLAGS += --no-builtin-rules
 FUZZTIME ?= 30s
 BENCH    ?= .
 spectral := tools/node/node_modules/.bin/spectral
+clients  := internal/e2e/clients
 # A copy of the Go vulnerability database, for machines that cannot reach it.
 VULNDB   ?= $(lastword $(sort $(wildcard ../shared/data/go-vulndb-*.tar.gz)))
-
-clients := internal/e2e/clients
 
 .PHONY: help
 help: ## list the targets
@@ -76,9 +75,10 @@ test: .tools/gotestsum test-needs $(clients)/node_modules/.package-lock.json ## 
 test-needs:
 	tools/install-test-needs.sh
 
-# Clients that others wrote, at the versions that the lock has.
+# Clients that others wrote, at the versions that the lock has. It names no hosts: see .npmrc.
 $(clients)/node_modules/.package-lock.json: $(clients)/package-lock.json $(clients)/package.json | test-needs
 	@command -v npm >/dev/null || { echo 'npm is not installed (apt-get install nodejs npm): the tests with foreign clients need it' >&2; exit 1; }
+	! grep -n '"resolved"' $<
 	cd $(clients) && npm ci --no-progress
 	@touch $@
 
