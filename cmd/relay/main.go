@@ -7,6 +7,7 @@
 //	relay check-config    says everything that is wrong with the configuration
 //	relay config          prints the configuration in force, secrets masked
 //	relay healthcheck     asks a replica on this machine whether it is ready
+//	relay reindex         puts back into the lists what is missing there
 package main
 
 import (
@@ -29,5 +30,5 @@ func main() {
 		},
 	}
 	shell.Main(shell.NewRoot("relay", "Serves the status of orchestrations, pushed instead of polled",
-		append(service.Commands(), devCommand())...))
+		append(service.Commands(), service.Command("reindex", reindexShort, reindex), devCommand())...))
 }

@@ -6,7 +6,12 @@
 //     of the server (put.lua), guarded by what was merged from: any number of
 //     replicas may write at once, and a crash cannot lose a push. An instance's
 //     versions only grow, even when its record expires or is lost.
-//   - Latest and Follow take what Redis holds for untrusted input. A record that
+//   - Every instance is in the index of its hub and of each indexed label's value,
+//     in the order of the last change, by the time that Put returns. Members that
+//     are outdated, as after a crash, are found out by List and corrected; what is
+//     missing, as after the loss of an index, is put back by the next update of the
+//     instance, or by Reindex.
+//   - Latest, List and Follow take what Redis holds for untrusted input. A record that
 //     cannot be believed is counted and logged, counts as absent, and is replaced
 //     by the next update.
 //   - Follow notices a subscription that broke or fell silent, subscribes again
@@ -18,14 +23,17 @@
 //	store, err := redisstore.New(redisstore.Options{Addrs: []string{"localhost:6379"}})
 //	outcomes, errs := store.Put(ctx, updates)
 //	records, err := store.Latest(ctx, keys)
+//	page, err := store.List(ctx, &query, status.Cursor{}, 50)
 //	follower := store.Follow(redisstore.FollowOptions{Offer: hub.Offer, Gap: hub.Gap})
 //	go follower.Run(ctx)
 //	err = follower.Subscribe(ctx, keys)
 //
 // One hash per instance is named {prefix}:{hub/id}, the id percent-encoded and
 // the braces literal, so that any id is safe and a Cluster keeps an instance in
-// one slot. Its channel has the same name. It works with Redis 6 and newer:
-// standalone, Sentinel, Cluster.
+// one slot. An index is a sorted set named {prefix}:index:{hub} or
+// {prefix}:index:{hub/label/value}, with label and value encoded in the same way.
+// The channel of either has the same name. Tickets are {prefix}:ticket:id. It
+// works with Redis 6 and newer: standalone, Sentinel, Cluster.
 package redisstore
 
 import (
