@@ -18,6 +18,7 @@ var passing = [...]string{
 	"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS",
 	"MISCONF", "OOM", "BUSY", "UNKILLABLE", "MOVED", "ASK",
 	"NOAUTH", "WRONGPASS", "NOPERM",
+	"EXECABORT", // a transaction of which a command was refused for one of these reasons
 	"ERR max number of clients reached",
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,12 +26,15 @@ type follower struct {
 	mu     sync.Mutex
 	offers int                           // guarded by mu
 	newest map[status.Key]*status.Record // guarded by mu
+
+	touched map[status.Index][]string // guarded by mu; ids, as often as they were told
+	largest int                       // guarded by mu; instances in one Touch
 }
 
 // follow runs a Follower that probes often, until the test ends.
 func follow(t testing.TB, s *redisstore.Store) *follower {
 	t.Helper()
-	f := &follower{t: t, newest: make(map[status.Key]*status.Record)}
+	f := &follower{t: t, newest: make(map[status.Key]*status.Record), touched: make(map[status.Index][]string)}
 	f.Follower = s.Follow(redisstore.FollowOptions{
 		Offer: func(r *status.Record) {
 			f.mu.Lock()
@@ -38,6 +42,14 @@ func follow(t testing.TB, s *redisstore.Store) *follower {
 			f.offers++
 			if old := f.newest[r.Key()]; old == nil || old.Version < r.Version {
 				f.newest[r.Key()] = r
+			}
+		},
+		Touch: func(i status.Index, keys []status.Key) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.largest = max(f.largest, len(keys))
+			for _, k := range keys {
+				f.touched[i] = append(f.touched[i], k.InstanceID)
 			}
 		},
 		Gap:           func() { f.gaps.Add(1) },
@@ -67,6 +79,44 @@ func (f *follower) subscribe(keys ...status.Key) {
 	defer cancel()
 	if err := f.Subscribe(ctx, keys); err != nil {
 		f.t.Fatal(err)
+	}
+}
+
+func (f *follower) subscribeLists(indexes ...status.Index) {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), 20*time.Second)
+	defer cancel()
+	if err := f.SubscribeLists(ctx, indexes); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *follower) clearTouched() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.touched)
+}
+
+func (f *follower) largestTouch() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.largest
+}
+
+// wantTouched waits until an index was touched by all of these instances, and
+// wants no others.
+func (f *follower) wantTouched(i status.Index, ids ...string) {
+	f.t.Helper()
+	want := slices.Sorted(slices.Values(ids))
+	var got []string
+	eventually(f.t, fmt.Sprintf("%+v touched", i), func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		got = slices.Compact(slices.Sorted(slices.Values(f.touched[i])))
+		return len(got) >= len(want)
+	})
+	if !slices.Equal(got, want) {
+		f.t.Errorf("%+v: touched by %q, want %q", i, got, want)
 	}
 }
 

@@ -445,6 +445,12 @@ func unavailable(t *testing.T, s *redisstore.Store) {
 	if _, err := s.Latest(t.Context(), []status.Key{order}); !errors.Is(err, status.ErrUnavailable) {
 		t.Errorf("latest: got %v, want unavailable", err)
 	}
+	if _, err := s.List(t.Context(), queryOf(ofHub), status.Cursor{}, 10); !errors.Is(err, status.ErrUnavailable) {
+		t.Errorf("list: got %v, want unavailable", err)
+	}
+	if _, err := s.Reindex(t.Context(), nil); !errors.Is(err, status.ErrUnavailable) {
+		t.Errorf("reindex: got %v, want unavailable", err)
+	}
 	if err := s.Ping(t.Context()); !errors.Is(err, status.ErrUnavailable) {
 		t.Errorf("ping: got %v, want unavailable", err)
 	}
@@ -457,5 +463,11 @@ func unwritable(t *testing.T, s *redisstore.Store) {
 		if !errors.Is(err, status.ErrUnavailable) || out[i] != (status.Outcome{}) {
 			t.Errorf("put: got %+v and %v, want nothing and unavailable", out[i], err)
 		}
+	}
+	if err := s.SaveTicket(t.Context(), "a", []byte("x"), time.Minute); !errors.Is(err, status.ErrUnavailable) {
+		t.Errorf("save ticket: got %v, want unavailable", err)
+	}
+	if _, err := s.TakeTicket(t.Context(), "a"); !errors.Is(err, status.ErrUnavailable) {
+		t.Errorf("take ticket: got %v, want unavailable", err)
 	}
 }

@@ -60,6 +60,23 @@ func Run(t *testing.T, start func(testing.TB) Harness) {
 	run("WrongTypeHurtsOneInstanceOnly", wrongType)
 	run("AbsentServerIsUnavailable", absentServer)
 
+	run("IntervalIsTheMeanBetweenVersions", intervalIsTheMean)
+	run("NewestChangeIsListedFirst", newestChangeFirst)
+	run("TiesAreAllListed", tiesAreAllListed)
+	run("ThousandsArePagedWithoutLossOrRepetition", thousandsArePaged)
+	run("WhoLeavesAnIndexIsGone", whoLeavesAnIndexIsGone)
+	run("IndexesLiveAsLongAsTheirRecords", indexesLive)
+	run("LostIndexIsRebuilt", lostIndexIsRebuilt)
+	run("PrefixIsNoPattern", prefixIsNoPattern)
+	run("GarbageInAnIndexHurtsNobody", garbageInAnIndex)
+	run("CorrectionsArePublished", correctionsPublish)
+	run("RedeliveryIndexesWhatACrashLeft", redeliveryIndexes)
+	run("LostIndexAnswerIsHarmless", lostIndexAnswer)
+	run("ForgottenIndexScriptIsSentAgain", indexScriptForgotten)
+	run("ScoresNeverSink", scoresNeverSink)
+	run("AnyLabelIsSafe", anyLabelIsSafe)
+	run("TicketsAreTakenOnce", ticketsAreTakenOnce)
+
 	run("FollowerGetsWhatIsPut", followerGetsPuts)
 	run("UnsubscribedGetsNothing", unsubscribedGetsNothing)
 	run("LastWishWins", lastWishWins)
@@ -68,6 +85,8 @@ func Run(t *testing.T, start func(testing.TB) Harness) {
 	run("DeafSubscriptionIsNoticed", deafSubscription)
 	run("UnreadableMessageIsRead", unreadableMessage)
 	run("SubscribeWaitsForRedis", subscribeWaits)
+	run("TouchTellsOfEveryChange", touchTellsOfEveryChange)
+	run("GapsCoverLists", gapsCoverLists)
 
 	if start := start(t); start.Real == nil {
 		return
@@ -78,6 +97,8 @@ func Run(t *testing.T, start func(testing.TB) Harness) {
 	run("ReplicaIsUnavailable", replicaIsUnavailable)
 	run("FullServerIsUnavailable", fullServer)
 	run("PasswordIsUnavailable", passwordIsUnavailable)
+	run("OrdinaryCommandsSuffice", ordinaryCommandsSuffice)
+	run("UnwritableIndexIsUnavailable", unwritableIndex)
 }
 
 // open returns a store of its own on the Redis at addr.
