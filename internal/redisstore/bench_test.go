@@ -97,8 +97,10 @@ func BenchmarkPut100DistinctRealRedis(b *testing.B) {
 		labels []string
 		owners int
 	}{
-		{"Remembered", 0, []string{}, 1}, {"Read", -1, []string{}, 1},
-		{"OneOwner", 0, []string{"owner"}, 1}, {"DistinctOwners", 0, []string{"owner"}, 100},
+		{"Remembered", 0, []string{}, 1},
+		{"Read", -1, []string{}, 1},
+		{"OneOwner", 0, []string{"owner"}, 1},
+		{"DistinctOwners", 0, []string{"owner"}, 100},
 		{"DefaultLabels", 0, nil, 100},
 	} {
 		b.Run(c.name, func(b *testing.B) {

@@ -24,18 +24,24 @@ type inbox struct {
 	*redisstore.Follower
 	gaps chan struct{} // one token from the first gap on
 
-	mu     sync.Mutex
-	newest map[status.Key]int64 // guarded by mu
+	mu      sync.Mutex
+	newest  map[status.Key]int64 // guarded by mu
+	touched map[string]int       // guarded by mu; by owner, how often
 }
 
 func follow(t *testing.T, s *redisstore.Store) *inbox {
 	t.Helper()
-	in := &inbox{gaps: make(chan struct{}, 1), newest: make(map[status.Key]int64)}
+	in := &inbox{gaps: make(chan struct{}, 1), newest: make(map[status.Key]int64), touched: make(map[string]int)}
 	in.Follower = s.Follow(redisstore.FollowOptions{
 		Offer: func(r *status.Record) {
 			in.mu.Lock()
 			defer in.mu.Unlock()
 			in.newest[r.Key()] = max(in.newest[r.Key()], r.Progress.Position.N)
+		},
+		Touch: func(i status.Index, keys []status.Key) {
+			in.mu.Lock()
+			defer in.mu.Unlock()
+			in.touched[i.Value] += len(keys)
 		},
 		Gap: func() {
 			select {
@@ -79,10 +85,14 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// owners of instances: enough that their indexes are all over a Cluster.
+const owners = 20
+
 // instances returns updates of some instances and their keys.
 func instances(n int, sequence int64) (updates []*status.Update, keys []status.Key) {
 	for i := range n {
 		u := update(i, sequence)
+		u.Labels["owner"] = fmt.Sprint("owner-", i%owners)
 		updates, keys = append(updates, u), append(keys, u.Key())
 	}
 	return updates, keys
@@ -110,6 +120,48 @@ func exchange(t *testing.T, s *redisstore.Store, in *inbox, sequence int64) {
 		}
 	}
 	eventually(t, "all offered", func() bool { return in.got(keys, sequence) })
+}
+
+// lists wants what exchange has put in its owners' lists and in the hub's.
+func lists(t *testing.T, s *redisstore.Store) {
+	t.Helper()
+	check := func(q *status.Query, want int) {
+		t.Helper()
+		page, err := s.List(t.Context(), q, status.Cursor{}, 100)
+		if err != nil || len(page.Records) != want {
+			t.Errorf("%v: got %d, %v, want %d", q.Labels, len(page.Records), err, want)
+		}
+	}
+	check(&status.Query{Hub: "orders"}, 60)
+	for n := range owners {
+		check(&status.Query{Hub: "orders", Labels: map[string]string{"owner": fmt.Sprint("owner-", n)}}, 60/owners)
+	}
+}
+
+// listsFollowed subscribes to the owners' lists, puts, and wants to be told of it.
+func listsFollowed(t *testing.T, s *redisstore.Store, in *inbox, sequence int64) {
+	t.Helper()
+	var indexes []status.Index
+	for n := range owners {
+		indexes = append(indexes, status.Index{Hub: "orders", Label: "owner", Value: fmt.Sprint("owner-", n)})
+	}
+	if err := in.SubscribeLists(t.Context(), indexes); err != nil {
+		t.Fatal(err)
+	}
+	in.mu.Lock()
+	clear(in.touched)
+	in.mu.Unlock()
+	exchange(t, s, in, sequence)
+	eventually(t, "all touched", func() bool {
+		in.mu.Lock()
+		defer in.mu.Unlock()
+		for _, i := range indexes {
+			if in.touched[i.Value] != 60/owners {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 func TestClusterSpreadsInstances(t *testing.T) {
@@ -145,12 +197,31 @@ func TestClusterSpreadsInstances(t *testing.T) {
 				sequence++
 				exchange(t, s, in, sequence)
 			}
+			lists(t, s)
+			sequence++
+			listsFollowed(t, s, in, sequence)
 			eventually(t, "ready", in.Ready)
+
+			// Every node has instances; Reindex finds them all.
+			for n := range owners {
+				name := fmt.Sprintf("statusrelay:index:{orders/owner/owner-%d}", n)
+				for _, node := range nodes { // the other one says MOVED
+					_, _ = storetest.Do(node.Addr, "DEL", name)
+				}
+			}
+			if n, err := s.Reindex(t.Context(), nil); err != nil || n != 60 {
+				t.Errorf("reindexed %d, %v, want 60", n, err)
+			}
+			lists(t, s)
 		})
 	}
 	for _, n := range nodes {
-		if n.Do("DBSIZE") == "0" {
+		names := n.Do("KEYS", "*")
+		if !strings.Contains(names, "statusrelay:{") {
 			t.Error("a node has no instance: the hash tag is the same for all")
+		}
+		if !strings.Contains(names, "statusrelay:index:{orders/owner/") {
+			t.Error("a node has no index: the hash tag is the same for all")
 		}
 	}
 }
@@ -178,7 +249,7 @@ func TestSentinelFailoverIsAGap(t *testing.T) {
 	exchange(t, s, in, 1)
 	eventually(t, "the sentinel knows the replica in sync", func() bool {
 		answer, err := storetest.Do(sentinel, "SENTINEL", "REPLICAS", "main")
-		return err == nil && strings.Contains(answer, "master-link-status\nok") && replica.Do("DBSIZE") == fmt.Sprint(60+3)
+		return err == nil && strings.Contains(answer, "master-link-status\nok") && replica.Do("DBSIZE") == fmt.Sprint(60+owners+2)
 	})
 	eventually(t, "the failover is accepted", func() bool {
 		_, err := storetest.Do(sentinel, "SENTINEL", "FAILOVER", "main")
@@ -201,7 +272,11 @@ func TestSentinelFailoverIsAGap(t *testing.T) {
 		}
 		return errs[0] == nil
 	})
-	exchange(t, s, in, 3)
+	listsFollowed(t, s, in, 3)
+	if _, err := s.Reindex(t.Context(), nil); err != nil { // what was written last before the failover may be lost
+		t.Error(err)
+	}
+	lists(t, s)
 }
 
 // startSentinel returns the address of a sentinel that watches a primary.
