@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -16,6 +17,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"statusrelay/internal/redisstore"
+	"statusrelay/internal/status"
+	"statusrelay/internal/storetest"
 )
 
 // programVariable makes this test binary the program, so that tests see what a
@@ -325,6 +330,50 @@ func TestConfigIsPrintedWithoutSecrets(t *testing.T) {
 	}
 	if _, stderr, code := run(t, env, "config", "--redis-password", canary); code != 1 || !strings.Contains(stderr, "unknown flag") {
 		t.Errorf("a secret as a flag: got code %d, %q", code, stderr)
+	}
+}
+
+// What was put before a label had an index, and an index that was lost, are put
+// back by a program that knows nothing but the configuration.
+func TestReindexPutsBackWhatIsMissing(t *testing.T) {
+	server := storetest.StartRedis(t)
+	store, err := redisstore.New(redisstore.Options{Addrs: []string{server.Addr}, IndexLabels: []string{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	var updates []*status.Update
+	for _, id := range []string{"a", "b", "c"} {
+		updates = append(updates, &status.Update{Hub: "h", InstanceID: id, Kind: status.KindProgress, CustomStatus: json.RawMessage(`1`), Labels: map[string]string{"owner": "u"}})
+	}
+	if _, errs := store.Put(t.Context(), updates); errors.Join(errs...) != nil {
+		t.Fatal(errs)
+	}
+	const ofHub, ofOwner = "statusrelay:index:{h}", "statusrelay:index:{h/owner/u}"
+	server.Do("DEL", ofHub)
+
+	env := []string{connectionString, "STATUSRELAY_AUTH_ISSUERS=https://issuer.example", "STATUSRELAY_AUTH_AUDIENCES=statusrelay", "STATUSRELAY_REDIS_ADDRS=" + server.Addr}
+	policy := "policy: " + write(t, "policy.yaml", "version: 1\nhubs: {\"*\": {orchestrators: {\"*\": {audiences: []}}}}\n") + "\n"
+	none := write(t, "none.yaml", policy+"redis: {index_labels: []}\n")
+	for _, c := range []struct{ config, hub, owner string }{
+		{none, "3", "0"},
+		{write(t, "relay.yaml", policy), "3", "3"},
+	} {
+		stdout, stderr, code := run(t, env, "reindex", "--config", c.config)
+		if code != 0 || !strings.Contains(stdout, "3 records") {
+			t.Errorf("got code %d, %q, %q", code, stdout, stderr)
+		}
+		if hub, owner := server.Do("ZCARD", ofHub), server.Do("ZCARD", ofOwner); hub != c.hub || owner != c.owner {
+			t.Errorf("the hub's list has %s, the owner's %s; want %s and %s", hub, owner, c.hub, c.owner)
+		}
+	}
+	stdout, stderr, code := run(t, env, "reindex", "--config", none, "--redis-index-labels", "owner,owner")
+	if code != 1 || !strings.Contains(stderr, "redis.index_labels") {
+		t.Errorf("a label twice: got code %d, %q, %q", code, stdout, stderr)
+	}
+	server.Stop()
+	if stdout, stderr, code := run(t, env, "reindex", "--config", none); code != 1 || stdout != "" || stderr == "" {
+		t.Errorf("without redis: got code %d, %q, %q", code, stdout, stderr)
 	}
 }
 

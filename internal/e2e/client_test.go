@@ -127,6 +127,12 @@ func (w *world) post(n *replica, body string) {
 	}
 }
 
+// records is how many records Redis has.
+func (w *world) records() int {
+	names := w.redis.Do("KEYS", "statusrelay:{*")
+	return len(strings.Fields(names))
+}
+
 // metric is the sum of a metric over its labels.
 func (w *world) metric(r *replica, name string) (sum float64) {
 	w.Helper()
