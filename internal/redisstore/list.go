@@ -37,7 +37,7 @@ func (s *Store) List(ctx context.Context, q *status.Query, from status.Cursor, n
 			at = status.Cursor{Version: e.score}
 		}
 		// What stands there no more is not to be skipped by who comes back.
-		if e.stays || !corrected && e.whole {
+		if e.stays || !corrected && e.exact {
 			at.Ties++
 		}
 		if e.record != nil && q.Match(e.record) {
@@ -61,8 +61,9 @@ type listing struct {
 // entry is one member of an index.
 type entry struct {
 	id     string
-	score  int64
-	whole  bool           // the id is valid and the score an integer
+	valid  bool           // the id
+	score  int64          // rounded down
+	exact  bool           // the score is an integer, as every version
 	record *status.Record // nil: none that belongs to the index
 	stays  bool           // where it stands is right
 }
@@ -88,7 +89,7 @@ func (l *listing) look(ctx context.Context, from status.Cursor, n int) error {
 	for i, z := range answer {
 		id, _ := z.Member.(string)
 		score := math.Floor(z.Score)
-		l.entries[i] = entry{id: id, score: int64(score), whole: score == z.Score && status.ValidInstanceID(id) == nil}
+		l.entries[i] = entry{id: id, valid: status.ValidInstanceID(id) == nil, score: int64(score), exact: score == z.Score}
 	}
 	return nil
 }
@@ -97,7 +98,7 @@ func (l *listing) look(ctx context.Context, from status.Cursor, n int) error {
 func (l *listing) read(ctx context.Context) error {
 	keys := make([]status.Key, 0, len(l.entries))
 	for _, e := range l.entries {
-		if e.whole {
+		if e.valid {
 			keys = append(keys, status.Key{Hub: l.index.Hub, InstanceID: e.id})
 		}
 	}
@@ -110,13 +111,13 @@ func (l *listing) read(ctx context.Context) error {
 	}
 	for i := range l.entries {
 		e := &l.entries[i]
-		if !e.whole {
+		if !e.valid {
 			continue
 		}
 		r := records[0]
 		records = records[1:]
 		if r != nil && slices.Contains(r.Indexes(l.store.options.IndexLabels), l.index) {
-			e.record, e.stays = r, r.Version == e.score
+			e.record, e.stays = r, e.exact && r.Version == e.score
 		}
 	}
 	return nil
@@ -129,14 +130,18 @@ func (l *listing) read(ctx context.Context) error {
 func (l *listing) correct(ctx context.Context) bool {
 	r, none := l.store.revise(), []any(nil)
 	for _, e := range l.entries {
+		seen := e.score
+		if !e.exact {
+			seen++
+		}
 		switch {
 		case e.stays:
-		case !e.whole:
+		case !e.valid:
 			none = append(none, e.id)
 		case e.record == nil:
-			r.tell(l.index, newMember(e.id, -e.score))
-		case e.record.Version < e.score: // what was seen goes first
-			r.tell(l.index, newMember(e.id, -e.score))
+			r.tell(l.index, newMember(e.id, -seen))
+		case e.record.Version < seen: // what was seen goes first
+			r.tell(l.index, newMember(e.id, -seen))
 			r.tell(l.index, newMember(e.id, e.record.Version))
 		default:
 			r.tell(l.index, newMember(e.id, e.record.Version))

@@ -374,6 +374,7 @@ func lostIndexIsRebuilt(t *testing.T, h Harness) {
 	// What is no instance of ours is left alone.
 	do(t, h.Addr, "HSET", "statusrelay:{orders", "v", "1")
 	do(t, h.Addr, "HSET", "statusrelay:{orders/%zz}", "v", "1")
+	do(t, h.Addr, "HSET", "statusrelay:{orders/%69%20000%7B%25%7D}", "v", "1") // another spelling of the first
 	do(t, h.Addr, "SET", "statusrelay:{orders/text}", "1")
 	do(t, h.Addr, "HSET", "statusrelay2:{orders/x}", "v", "1", "s", "1", "r", `{"hub":"orders","id":"x"}`)
 	do(t, h.Addr, "HSET", redisName(status.Key{Hub: "orders", InstanceID: "corrupt"}), "v", "1", "s", "1", "r", `{`)
@@ -454,7 +455,7 @@ func garbageInAnIndex(t *testing.T, h Harness) {
 
 	// Scores that are not the record's version: too small, too great, beyond all.
 	version := strconv.FormatInt(latest(t, s, status.Key{Hub: "orders", InstanceID: "a"}).Version, 10)
-	for _, score := range []string{at(1_000_000), at(-1_000_000), "9007199254740991", "5"} {
+	for _, score := range []string{at(1_000_000), at(-1_000_000), at(-1_000_000) + ".5", version + ".5", "9007199254740991", "5"} {
 		do(t, h.Addr, "ZADD", name, score, "a")
 		pages(t, s, queryOf(ofAlice), 2)
 		if got := do(t, h.Addr, "ZSCORE", name, "a"); got != version {
