@@ -82,6 +82,51 @@ func BenchmarkLatest(b *testing.B) {
 	}
 }
 
+// A page of the list of 10,000 instances, at its beginning and behind 9,000.
+func BenchmarkList50(b *testing.B) {
+	server := storetest.StartRedis(b)
+	store, err := redisstore.New(redisstore.Options{Addrs: []string{server.Addr}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer store.Close()
+	const size = 50
+	var places []status.Cursor
+	for n := range 10_000 / 100 {
+		batch := make([]*status.Update, 100)
+		for i := range batch {
+			batch[i] = update(100*n+i, 1)
+		}
+		if _, errs := store.Put(b.Context(), batch); errors.Join(errs...) != nil {
+			b.Fatal(errs)
+		}
+	}
+	q := &status.Query{Hub: "orders", Labels: map[string]string{"owner": "alice"}}
+	for at := (status.Cursor{}); len(places) <= 9000/size; {
+		places = append(places, at)
+		page, err := store.List(b.Context(), q, at, size)
+		if err != nil {
+			b.Fatal(err)
+		}
+		at = page.Next
+	}
+	for _, c := range []struct {
+		name string
+		at   status.Cursor
+	}{{"First", places[0]}, {"Behind9000", places[9000/size]}} {
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			client, redis := cpu(b), serverCPU(b, server)
+			for range b.N {
+				if page, err := store.List(b.Context(), q, c.at, size); err != nil || len(page.Records) != size {
+					b.Fatal(len(page.Records), err)
+				}
+			}
+			report(b, b.N, cpu(b)-client, serverCPU(b, server)-redis, "page")
+		})
+	}
+}
+
 func report(b *testing.B, n int, client, redis time.Duration, of string) {
 	b.ReportMetric(float64(client.Microseconds())/float64(n), "client-µs/"+of)
 	b.ReportMetric(float64(redis.Microseconds())/float64(n), "redis-µs/"+of)
