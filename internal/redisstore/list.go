@@ -19,7 +19,7 @@ import (
 // what the records say: then it is corrected. A cursor that no page has given is
 // a status.ErrInvalid.
 func (s *Store) List(ctx context.Context, q *status.Query, from status.Cursor, n int) (status.Page, error) {
-	if from.Version < 0 || from.Version > status.MaxInteger || from.Ties < 0 || n <= 0 {
+	if from.Version < 0 || from.Version > status.MaxInteger || from.Ties < 0 || from.Version == 0 && from.Ties > 0 || n <= 0 {
 		return status.Page{}, fmt.Errorf("list: %w: no place in a list", status.ErrInvalid)
 	}
 	l := &listing{store: s, index: q.Index(s.options.IndexLabels)}

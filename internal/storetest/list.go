@@ -200,7 +200,7 @@ func newestChangeFirst(t *testing.T, h Harness) {
 	for _, c := range []struct {
 		from status.Cursor
 		n    int
-	}{{status.Cursor{Version: -1}, 1}, {status.Cursor{Version: 1 << 53}, 1}, {status.Cursor{Version: 1, Ties: -1}, 1}, {status.Cursor{}, 0}} {
+	}{{status.Cursor{Version: -1}, 1}, {status.Cursor{Version: 1 << 53}, 1}, {status.Cursor{Version: 1, Ties: -1}, 1}, {status.Cursor{Ties: 1}, 1}, {status.Cursor{}, 0}} {
 		if _, err := s.List(t.Context(), q, c.from, c.n); !errors.Is(err, status.ErrInvalid) {
 			t.Errorf("%+v: got %v, want invalid", c, err)
 		}
