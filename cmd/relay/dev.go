@@ -84,6 +84,15 @@ curl -si %[2]s/v1/hubs/demo/instances/my-1 -H "Authorization: Bearer $CUSTOMER"
 ETAG=$(curl -si %[2]s/v1/hubs/demo/instances/my-1 -H "Authorization: Bearer $CUSTOMER" | sed -n 's/^Etag: //p' | tr -d '\r')
 curl -si %[2]s/v1/hubs/demo/instances/my-1 -H "Authorization: Bearer $CUSTOMER" -H "If-None-Match: $ETAG"
 
+List what the customer may read and is running; wait until the instance changes, half a minute at most
+
+curl -s "%[2]s/v1/hubs/%[11]s/instances?label.owner=u-1001&runtimeStatus=Running" -H "Authorization: Bearer $CUSTOMER"
+curl -si %[2]s/v1/hubs/demo/instances/my-1 -H "Authorization: Bearer $CUSTOMER" -H "If-None-Match: $ETAG" -H "Prefer: wait=30"
+
+Stream all of the customer's orchestrations, as they come, change and leave (Ctrl-C ends it)
+
+curl -sN "%[2]s/v1/hubs/%[11]s/instances?label.owner=u-1001" -H "Authorization: Bearer $CUSTOMER" -H "Accept: text/event-stream"
+
 Watch a sample: each change arrives as a status frame (needs Node; Ctrl-C ends it)
 
 npx -y wscat -c %[12]s/v1/watch -s status.v1.json -H "Authorization: Bearer $OPERATOR" -w 600 \

@@ -229,7 +229,7 @@ func TestDevGreetsPeople(t *testing.T) {
 			break
 		}
 	}
-	for _, want := range []string{"Dashboard    http://localhost:", "export OPERATOR=ey", "curl -si http://127.0.0.1:", "If-None-Match", "notifier send --hub", "wscat"} {
+	for _, want := range []string{"Dashboard    http://localhost:", "export OPERATOR=ey", "curl -si http://127.0.0.1:", "If-None-Match", "Prefer: wait=30", "text/event-stream", "notifier send --hub", "wscat"} {
 		if !strings.Contains(greeting, want) {
 			t.Errorf("the greeting lacks %q:\n%s", want, greeting)
 		}
