@@ -1,7 +1,6 @@
 package httpapi_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,21 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"statusrelay/internal/auth"
 	"statusrelay/internal/status"
 )
-
-// verify takes "ROLE.SUBJECT" for a token.
-func verify(_ context.Context, token string) (*auth.Principal, error) {
-	role, subject, ok := strings.Cut(token, ".")
-	switch {
-	case token == "expired":
-		return nil, auth.ErrExpired
-	case !ok:
-		return nil, auth.ErrUnauthenticated
-	}
-	return &auth.Principal{Subject: subject, Claims: map[string]any{"sub": subject, "roles": []any{role}}}, nil
-}
 
 func record(id string) *status.Record {
 	return &status.Record{
@@ -40,27 +26,13 @@ func record(id string) *status.Record {
 	}
 }
 
-// get asks for a path; header holds names and values in turn.
-func get(h http.Handler, path, token string, header ...string) *httptest.ResponseRecorder {
-	r := httptest.NewRequest(http.MethodGet, path, nil)
-	if token != "" {
-		r.Header.Set("Authorization", "Bearer "+token)
-	}
-	for i := 0; i < len(header); i += 2 {
-		r.Header.Add(header[i], header[i+1])
-	}
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, r)
-	return w
-}
-
 func TestCallerSeesTheViewOfTheirAudience(t *testing.T) {
 	h, _ := newAPI(t, record("a"))
 	for token, want := range map[string]string{
 		"operator.x":   `{"internalCost":7,"percent":60}`,
 		"customer.u-1": `{"percent":60}`,
 	} {
-		w := get(h, "/v1/hubs/orders/instances/a", token)
+		w := get(t, h, "/v1/hubs/orders/instances/a", token)
 		var view struct {
 			Hub, InstanceID, RuntimeStatus string
 			CustomStatus                   json.RawMessage
@@ -84,7 +56,7 @@ func TestCallerSeesTheViewOfTheirAudience(t *testing.T) {
 
 func TestPathWithoutHubMeansTheDefaultHub(t *testing.T) {
 	h, _ := newAPI(t, record("a"))
-	if w := get(h, "/v1/instances/a", "operator.x"); w.Code != 200 {
+	if w := get(t, h, "/v1/instances/a", "operator.x"); w.Code != 200 {
 		t.Errorf("got %d %s", w.Code, w.Body)
 	}
 }
@@ -93,12 +65,12 @@ func TestNotYoursIsAnsweredLikeNotThere(t *testing.T) {
 	conflicting := record("conflicting")
 	conflicting.Labels, conflicting.Conflicts = nil, []string{"owner"}
 	h, _ := newAPI(t, record("a"), conflicting, &status.Record{Hub: "orders", InstanceID: "purged", Purged: true, Version: 1})
-	want := get(h, "/v1/instances/missing", "customer.u-2")
+	want := get(t, h, "/v1/instances/missing", "customer.u-2")
 	if want.Code != 404 {
 		t.Fatalf("got %d", want.Code)
 	}
 	for id, token := range map[string]string{"a": "customer.u-2", "conflicting": "customer.u-1", "purged": "operator.x"} {
-		got := get(h, "/v1/instances/"+id, token)
+		got := get(t, h, "/v1/instances/"+id, token)
 		if got.Code != want.Code || got.Body.String() != want.Body.String() || fmt.Sprint(got.Header()) != fmt.Sprint(want.Header()) {
 			t.Errorf("%s: got %d %v %s\nwant %d %v %s", id, got.Code, got.Header(), got.Body, want.Code, want.Header(), want.Body)
 		}
@@ -108,29 +80,29 @@ func TestNotYoursIsAnsweredLikeNotThere(t *testing.T) {
 func TestETagAnswersNotModifiedUntilTheViewChanges(t *testing.T) {
 	r := record("a")
 	h, s := newAPI(t, r)
-	etag := get(h, "/v1/instances/a", "customer.u-1").Header().Get("ETag")
+	etag := get(t, h, "/v1/instances/a", "customer.u-1").Header().Get("ETag")
 	for _, field := range []string{etag, strings.TrimPrefix(etag, "W/"), `"x", ` + etag, "*"} {
-		w := get(h, "/v1/instances/a", "customer.u-1", "If-None-Match", field)
+		w := get(t, h, "/v1/instances/a", "customer.u-1", "If-None-Match", field)
 		if w.Code != 304 || w.Body.Len() > 0 || w.Header().Get("ETag") != etag {
 			t.Errorf("If-None-Match %s: got %d %s", field, w.Code, w.Body)
 		}
 	}
-	if w := get(h, "/v1/instances/a", "customer.u-1", "If-None-Match", `"x"`, "If-None-Match", etag); w.Code != 304 {
+	if w := get(t, h, "/v1/instances/a", "customer.u-1", "If-None-Match", `"x"`, "If-None-Match", etag); w.Code != 304 {
 		t.Errorf("two fields: got %d", w.Code)
 	}
 	hidden := *r
 	hidden.Progress.CustomStatus, hidden.Version = json.RawMessage(`{"internalCost":8,"percent":60}`), r.Version+1
 	s.records[r.Key()] = &hidden
-	if w := get(h, "/v1/instances/a", "customer.u-1", "If-None-Match", etag); w.Code != 304 {
+	if w := get(t, h, "/v1/instances/a", "customer.u-1", "If-None-Match", etag); w.Code != 304 {
 		t.Errorf("a hidden field changed: got %d, want 304 for who may not see it", w.Code)
 	}
-	if w := get(h, "/v1/instances/a", "operator.x", "If-None-Match", etag); w.Code != 200 {
+	if w := get(t, h, "/v1/instances/a", "operator.x", "If-None-Match", etag); w.Code != 200 {
 		t.Errorf("another audience's tag: got %d, want 200", w.Code)
 	}
 	shown := hidden
 	shown.Progress.CustomStatus, shown.Version = json.RawMessage(`{"percent":61}`), r.Version+2
 	s.records[r.Key()] = &shown
-	if w := get(h, "/v1/instances/a", "customer.u-1", "If-None-Match", etag); w.Code != 200 || w.Header().Get("ETag") == etag {
+	if w := get(t, h, "/v1/instances/a", "customer.u-1", "If-None-Match", etag); w.Code != 200 || w.Header().Get("ETag") == etag {
 		t.Errorf("a shown field changed: got %d", w.Code)
 	}
 }
@@ -153,43 +125,23 @@ func TestBadRequestsGetTheirProblem(t *testing.T) {
 		{"entity", "/v1/instances/@a", "operator.x", 400, "invalid"},
 		{"unknown path", "/v1/nothing", "operator.x", 404, "not-found"},
 	}
-	check := func(name string, w *httptest.ResponseRecorder, code int, slug string) {
-		t.Helper()
-		var p struct{ Type string }
-		if err := json.Unmarshal(w.Body.Bytes(), &p); err != nil || w.Code != code || p.Type != "urn:statusrelay:problem:"+slug {
-			t.Errorf("%s: got %d %s, want %d %s", name, w.Code, w.Body, code, slug)
-		}
-		if w.Header().Get("Content-Type") != "application/problem+json" {
-			t.Errorf("%s: Content-Type %q", name, w.Header().Get("Content-Type"))
-		}
-	}
 	for _, tt := range tests {
-		check(tt.name, get(h, tt.path, tt.token), tt.code, tt.slug)
+		wantProblem(t, tt.name, get(t, h, tt.path, tt.token), tt.code, tt.slug, "*")
 	}
 	two := httptest.NewRequest(http.MethodGet, "/v1/instances/a", nil)
 	two.Header["Authorization"] = []string{"Bearer operator.x", "Bearer operator.x"}
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, two)
-	check("two Authorization headers", w, 401, "unauthenticated")
-
-	w = httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(http.MethodDelete, "/v1/instances/a", nil))
-	check("a method that is not there", w, 405, "method-not-allowed")
+	wantProblem(t, "two Authorization headers", do(t, h, two), 401, "unauthenticated", "")
 
 	s.err = fmt.Errorf("dial: %w", status.ErrUnavailable)
-	w = get(h, "/v1/instances/a", "operator.x")
-	check("redis away", w, 503, "unavailable")
-	if w.Header().Get("Retry-After") == "" {
-		t.Error("redis away: no Retry-After")
-	}
+	wantProblem(t, "redis away", get(t, h, "/v1/instances/a", "operator.x"), 503, "unavailable", "")
 	s.err = errors.New("a secret")
-	check("a mistake of ours", get(h, "/v1/instances/a", "operator.x"), 500, "internal")
+	wantProblem(t, "a mistake of ours", get(t, h, "/v1/instances/a", "operator.x"), 500, "internal", "")
 }
 
 func TestEveryValidIDCanBeAskedFor(t *testing.T) {
 	for _, id := range []string{"Bestellung-Größe-17", "订单-2026-0042", "tenant:contoso:9", "a 15 (copy)", "a%2Fb", "a+b=c,d;e'f&g", "{tag}~._-"} {
 		h, _ := newAPI(t, record(id))
-		if w := get(h, "/v1/instances/"+url.PathEscape(id), "operator.x"); w.Code != 200 {
+		if w := get(t, h, "/v1/instances/"+url.PathEscape(id), "operator.x"); w.Code != 200 {
 			t.Errorf("%q: got %d %s", id, w.Code, w.Body)
 		}
 	}
