@@ -1,7 +1,7 @@
 package httpapi
 
 import (
-	"errors"
+	"iter"
 	"mime"
 	"net/http"
 	"net/url"
@@ -136,20 +136,48 @@ func (p *params) query(hub string) *status.Query {
 // preference is no demand. Of several the first counts.
 func prefersWait(h http.Header, most time.Duration) time.Duration {
 	for _, line := range h.Values("Prefer") {
-		for preference := range strings.SplitSeq(line, ",") {
+		for preference := range splitAtCommas(line) {
 			preference, _, _ = strings.Cut(preference, ";") // its parameters
 			name, value, _ := strings.Cut(preference, "=")
-			if !strings.EqualFold(strings.TrimSpace(name), "wait") {
-				continue
+			if strings.EqualFold(strings.TrimSpace(name), "wait") {
+				return time.Duration(min(wholeSeconds(strings.TrimSpace(value)), uint64(most/time.Second))) * time.Second
 			}
-			seconds, err := strconv.ParseUint(strings.Trim(strings.TrimSpace(value), `"`), 10, 64)
-			if err != nil && !errors.Is(err, strconv.ErrRange) { // what is out of range is the greatest there is
-				return 0
-			}
-			return time.Duration(min(seconds, uint64(most/time.Second))) * time.Second
 		}
 	}
 	return 0
+}
+
+// wholeSeconds reads digits, which may be quoted. What is out of range is the greatest there is, and what is none is 0.
+func wholeSeconds(text string) uint64 {
+	if len(text) > 1 && text[0] == '"' && text[len(text)-1] == '"' {
+		text = text[1 : len(text)-1]
+	}
+	if strings.Trim(text, "0123456789") != "" {
+		return 0
+	}
+	n, _ := strconv.ParseUint(text, 10, 64)
+	return n
+}
+
+// splitAtCommas splits a field that is a list at the commas that stand in no quoted string (RFC 9110 section 5.6.4).
+func splitAtCommas(field string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		start, quoted := 0, false
+		for i := 0; i < len(field); i++ {
+			switch c := field[i]; {
+			case quoted && c == '\\':
+				i++
+			case c == '"':
+				quoted = !quoted
+			case c == ',' && !quoted:
+				if !yield(field[start:i]) {
+					return
+				}
+				start = i + 1
+			}
+		}
+		yield(field[start:])
+	}
 }
 
 // wantsStream reports whether the caller asks for an event stream, as EventSource does.
