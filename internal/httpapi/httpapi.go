@@ -26,6 +26,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strconv"
@@ -86,7 +87,7 @@ type API struct {
 	waiting *places // for long-polls
 	streams *places // for event streams
 	closing chan struct{}
-	period  time.Duration // over which those who wait are answered; written before closing is closed
+	end     time.Time // by which those who wait are answered; written before closing is closed
 }
 
 // New returns an API that serves until it is shut down.
@@ -132,8 +133,23 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTT
 // Shutdown has everyone who waits answered, and every stream ended, at random points of a period: not all of them should come
 // back at once. It does not wait. Requests that come later are answered and do not wait. It must be called once at most.
 func (a *API) Shutdown(period time.Duration) {
-	a.period = period
+	a.end = time.Now().Add(period)
 	close(a.closing)
+}
+
+// stops reports whether Shutdown has been called.
+func (a *API) stops() bool {
+	select {
+	case <-a.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+// farewell tells, once Shutdown has been called, when to send away one of those who wait.
+func (a *API) farewell() <-chan time.Time {
+	return time.After(rand.N(max(time.Until(a.end), 0) + 1))
 }
 
 // An answer writes the answer to a request and returns its status; or an error, which is answered by the table of package
@@ -161,14 +177,20 @@ func (a *API) handle(f answer, methods ...string) http.Handler {
 	})
 }
 
+// callerLeft is the status under which requests are counted whose callers did not stay for the answer: nginx's.
+const callerLeft = 499
+
 // fail answers an error: the caller is told its kind, the log its cause.
 func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) int {
+	if r.Context().Err() != nil {
+		problem.Write(w, problem.Of(status.ErrUnavailable)) // to who has only stopped sending
+		return callerLeft
+	}
 	p := problem.Of(err)
 	if full := (*fullError)(nil); errors.As(err, &full) {
 		p = problem.TooMany(full.retryAfter)
 	}
 	switch {
-	case errors.Is(err, context.Canceled) && r.Context().Err() != nil: // the caller left
 	case p.Status == http.StatusInternalServerError:
 		a.o.Logger.ErrorContext(r.Context(), "request", "path", r.Pattern, "error", err)
 	default:

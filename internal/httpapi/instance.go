@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"net/http"
 	"strconv"
 	"time"
@@ -48,14 +47,14 @@ func (a *API) instance(w http.ResponseWriter, r *http.Request) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if !tags.match(s.view.ETag) && (!p.has("after") || record.Version > after) {
+	if !tags.match(s.view.ETag) && record.Version > after {
 		return a.respond(w, s, "")
 	}
 	wait := prefersWait(r.Header, a.o.MaxWait)
-	if wait == 0 {
+	if wait == 0 || a.stops() {
 		return a.notModified(w, s, "")
 	}
-	return a.await(w, r, who, s, tags, wait)
+	return a.await(w, r, who, known{s, tags, after}, wait)
 }
 
 // latest reads one instance, which is an ErrNotFound when there is none. It is stale if it has been silent for too long.
@@ -126,46 +125,58 @@ func (a *API) retryAfter(r *status.Record, now time.Time) time.Duration {
 // seconds is a duration as Retry-After has it.
 func seconds(d time.Duration) string { return strconv.Itoa(int(math.Ceil(d.Seconds()))) }
 
-// writeJSON writes a body, with the end of line that people who read it in terminals want.
+// writeJSON writes a body, with the end of line that people who read it in terminals want. The body may be shared.
 func writeJSON(w http.ResponseWriter, code int, body []byte) int {
-	body = append(body, '\n')
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(len(body)))
+	h.Set("Content-Length", strconv.Itoa(len(body)+1))
 	w.WriteHeader(code)
 	_, _ = w.Write(body) // the client is gone: nobody is left to tell
+	_, _ = w.Write([]byte{'\n'})
 	return code
+}
+
+// known is what a caller has: a view, or one of those with the tags, or all up to a version.
+type known struct {
+	seen
+	tags  entityTags
+	after int64
+}
+
+// news reports whether that is not what the caller has.
+func (k *known) news(s seen) bool {
+	return s.view.ETag != k.view.ETag && !k.tags.has(s.view.ETag) && s.record.Version > k.after
 }
 
 // await answers when the caller's view is no longer the one that they have, or when they have waited long enough. Meanwhile
 // the store is not asked: the hub tells what changes.
-func (a *API) await(w http.ResponseWriter, r *http.Request, who *auth.Principal, had seen, tags entityTags, wait time.Duration) (int, error) {
+func (a *API) await(w http.ResponseWriter, r *http.Request, who *auth.Principal, has known, wait time.Duration) (int, error) {
 	leave, err := a.waiting.enter(who)
 	if err != nil {
 		return 0, err
 	}
 	defer leave()
-	// The server's deadline for reading the request would otherwise end one that waits for longer.
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // fails where there is none
+	mayTakeLong(w, r)
 	preference := "wait=" + seconds(wait)
 	var c cell
 	c.wake = make(chan struct{}, 1)
-	a.o.Source.Hub().Watch(&c.Watch, had.record.Key(), &c)
+	a.o.Source.Hub().Watch(&c.Watch, has.record.Key(), &c)
 	defer c.Close()
 
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()
 	expiry := newExpiry(who)
 	defer expiry.Stop()
-	closing := a.closing
+	closing, end := a.closing, (<-chan time.Time)(nil)
 	for {
 		select {
 		case <-c.wake:
 		case <-timeout.C:
-			return a.notModified(w, had, preference)
+			return a.conclude(w, who, &has, preference)
+		case <-end:
+			return a.conclude(w, who, &has, preference)
 		case <-closing:
-			closing = nil
-			timeout.Reset(min(wait, rand.N(a.period+1)))
+			closing, end = nil, a.farewell()
 			continue
 		case <-expiry.C:
 			return 0, auth.ErrExpired
@@ -176,6 +187,8 @@ func (a *API) await(w http.ResponseWriter, r *http.Request, who *auth.Principal,
 		switch {
 		case snapshot == nil:
 			continue
+		case who.Expired(time.Now()):
+			return 0, auth.ErrExpired
 		case snapshot.Gone():
 			return 0, status.ErrNotFound
 		}
@@ -184,10 +197,30 @@ func (a *API) await(w http.ResponseWriter, r *http.Request, who *auth.Principal,
 			return 0, status.ErrNotFound
 		}
 		now := seen{snapshot.Record, a.o.Source.Sight(snapshot, audience).View}
-		if now.view.ETag != had.view.ETag && !tags.has(now.view.ETag) {
+		if has.news(now) {
 			return a.respond(w, now, preference)
 		}
-		had.record = now.record // which Retry-After is reckoned from
+		has.seen = now
+	}
+}
+
+// conclude answers who has waited long enough. No version tells that the policy has changed meanwhile.
+func (a *API) conclude(w http.ResponseWriter, who *auth.Principal, has *known, preference string) (int, error) {
+	now, err := a.see(who, a.aged(has.record))
+	switch {
+	case err != nil:
+		return 0, err
+	case has.news(now):
+		return a.respond(w, now, preference)
+	}
+	return a.notModified(w, now, preference)
+}
+
+// mayTakeLong lifts the server's deadline for reading the request, which would otherwise end it. Not of one with a body: the
+// server reads that before it answers, and who keeps it back would keep the connection.
+func mayTakeLong(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength == 0 {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // fails where there is none
 	}
 }
 

@@ -63,8 +63,7 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request, who *auth.Principal
 	}
 	defer leave()
 	s := &stream{api: a, control: http.NewResponseController(w), wake: make(chan struct{}, 1), w: w}
-	// The server's deadline for reading the request would otherwise end the stream.
-	_ = s.control.SetReadDeadline(time.Time{}) // fails where there is none
+	mayTakeLong(w, r)
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "private, no-cache, no-transform") // whoever compresses also collects
@@ -124,7 +123,7 @@ func (s *stream) run(r *http.Request, who *auth.Principal) error {
 				s.reader.Reassess()
 			}
 		case <-closing:
-			closing, end = nil, time.After(rand.N(s.api.period+1))
+			closing, end = nil, s.api.farewell()
 			continue
 		case <-end:
 			return nil

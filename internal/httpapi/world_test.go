@@ -391,6 +391,17 @@ func bubble(t *testing.T, o httpapi.Options, f func(t *testing.T, w *world)) {
 	synctest.Test(t, func(t *testing.T) { f(t, newWorld(t, o)) })
 }
 
+// policyOf is a policy file that says this of everything.
+func policyOf(rule string) string {
+	return "version: 1\nhubs:\n  '*':\n    orchestrators:\n      '*':\n" + rule
+}
+
+const onlyOperators = `        audiences:
+          - name: operator
+            when: "'operator' in claims.roles"
+            see: {customStatus: all, output: true, failure: true, labels: true}
+`
+
 // setPolicy puts a policy in force, without telling anyone.
 func (w *world) setPolicy(t testing.TB, file string) { w.policy.Store(parsed(t, file)) }
 
