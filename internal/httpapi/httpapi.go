@@ -201,39 +201,50 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) int {
 	return p.Status
 }
 
-// authenticate says who asks: by a bearer token, or for a stream by a ticket.
+// authenticate says who asks, by a bearer token, or for a stream by a ticket; or what is wrong with the request, all parameters
+// of which must have been read. Whoever shows no good token is not told what else is wrong. A ticket is used up by being looked
+// at: that comes last.
 func (a *API) authenticate(r *http.Request, p *params) (*auth.Principal, error) {
 	ticket := p.text("ticket")
+	if !p.has("ticket") {
+		who, err := auth.Authenticate(r, a.o.Verify)
+		if err != nil {
+			return nil, err
+		}
+		return who, p.err()
+	}
 	switch {
-	case ticket == "":
-		return auth.Authenticate(r, a.o.Verify)
 	case !wantsStream(r):
-		return nil, invalid("ticket", "only for a stream (Accept: text/event-stream) and for /v1/watch")
+		p.fault("ticket", "only for a stream (Accept: text/event-stream) and for /v1/watch")
 	case len(r.Header.Values("Authorization")) > 0:
-		return nil, invalid("ticket", "not together with an Authorization header")
-	case a.o.Tickets == nil:
+		p.fault("ticket", "not together with an Authorization header")
+	}
+	if err := p.err(); err != nil {
+		return nil, err
+	}
+	if a.o.Tickets == nil {
 		return nil, auth.ErrUnauthenticated
 	}
-	return a.o.Tickets.Redeem(r.Context(), ticket, auth.Origin(r))
+	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
+	defer cancel()
+	return a.o.Tickets.Redeem(ctx, ticket, auth.Origin(r))
 }
 
 // hub is the hub of the path.
-func (a *API) hub(r *http.Request) (string, error) {
+func (a *API) hub(r *http.Request, p *params) string {
 	hub := r.PathValue("hub")
 	if hub == "" {
 		hub = a.o.DefaultHub
 	}
-	return hub, status.ValidHub(hub)
+	p.refuse(status.ValidHub(hub))
+	return hub
 }
 
 // key is the instance of the path.
-func (a *API) key(r *http.Request) (status.Key, error) {
-	hub, err := a.hub(r)
-	if err != nil {
-		return status.Key{}, err
-	}
-	k := status.Key{Hub: hub, InstanceID: r.PathValue("instanceId")}
-	return k, status.ValidInstanceID(k.InstanceID)
+func (a *API) key(r *http.Request, p *params) status.Key {
+	k := status.Key{Hub: a.hub(r, p), InstanceID: r.PathValue("instanceId")}
+	p.refuse(status.ValidInstanceID(k.InstanceID))
+	return k
 }
 
 func invalid(field, detail string) error {

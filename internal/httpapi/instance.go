@@ -18,18 +18,12 @@ import (
 func (a *API) instance(w http.ResponseWriter, r *http.Request) (int, error) {
 	p := parseParams(r)
 	after := p.number("after", 0, status.MaxInteger, 0)
+	key := a.key(r, p)
 	if wantsStream(r) {
-		return a.instanceStream(w, r, p, after)
+		return a.instanceStream(w, r, p, key, after)
 	}
 	who, err := a.authenticate(r, p)
 	if err != nil {
-		return 0, err
-	}
-	key, err := a.key(r)
-	if err != nil {
-		return 0, err
-	}
-	if err := p.err(); err != nil {
 		return 0, err
 	}
 	tags, err := parseEntityTags(r.Header)

@@ -35,18 +35,16 @@ const (
 
 // instances answers with several instances: those that are named, or those that a query selects.
 func (a *API) instances(w http.ResponseWriter, r *http.Request) (int, error) {
-	hub, err := a.hub(r)
-	if err != nil {
-		return 0, err
-	}
 	p := parseParams(r)
+	hub := a.hub(r, p)
 	if p.has("id") {
 		return a.batch(w, r, p, hub)
 	}
 	q := p.query(hub)
 	limit := int(p.number("limit", 1, maxInstances, defaultLimit))
 	if wantsStream(r) {
-		who, interval, err := a.beginStream(r, p)
+		interval := p.interval()
+		who, err := a.authenticate(r, p)
 		if err != nil {
 			return 0, err
 		}
@@ -55,9 +53,6 @@ func (a *API) instances(w http.ResponseWriter, r *http.Request) (int, error) {
 	after := p.text("cursor")
 	who, err := a.authenticate(r, p)
 	if err != nil {
-		return 0, err
-	}
-	if err := p.err(); err != nil {
 		return 0, err
 	}
 	scope := scopeOf(who, q)
@@ -82,7 +77,8 @@ func (a *API) batch(w http.ResponseWriter, r *http.Request, p *params, hub strin
 				p.fault("id", i.err.Error())
 			}
 		}
-		who, interval, err := a.beginStream(r, p)
+		interval := p.interval()
+		who, err := a.authenticate(r, p)
 		if err != nil {
 			return 0, err
 		}
@@ -94,9 +90,6 @@ func (a *API) batch(w http.ResponseWriter, r *http.Request, p *params, hub strin
 	}
 	who, err := a.authenticate(r, p)
 	if err != nil {
-		return 0, err
-	}
-	if err := p.err(); err != nil {
 		return 0, err
 	}
 	tags, err := parseEntityTags(r.Header)

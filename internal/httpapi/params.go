@@ -13,7 +13,8 @@ import (
 	"statusrelay/internal/status"
 )
 
-// params are the parameters of a request's query. Reading one notes what is wrong with it; err says the first mistake.
+// params are the parameters of a request's query. Reading one notes what is wrong with it, and so may whoever finds the request
+// wrong elsewhere; err says the first mistake.
 // What nobody has read is unknown: a caller that misspells a filter must not be answered as if there were none.
 type params struct {
 	values url.Values
@@ -28,16 +29,19 @@ func parseParams(r *http.Request) *params {
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	p := &params{values: values, read: map[string]bool{}}
 	if err != nil {
-		p.wrong = invalid("", "the query is not well formed")
+		p.fault("", "the query is not well formed")
 	}
 	return p
 }
 
-func (p *params) fault(name, detail string) {
+// refuse notes a mistake, if it is one.
+func (p *params) refuse(err error) {
 	if p.wrong == nil {
-		p.wrong = invalid(name, detail)
+		p.wrong = err
 	}
 }
+
+func (p *params) fault(name, detail string) { p.refuse(invalid(bounded(name), detail)) }
 
 // has reports whether a parameter is there, without reading it.
 func (p *params) has(name string) bool { return len(p.values[name]) > 0 }
@@ -126,9 +130,7 @@ func (p *params) query(hub string) *status.Query {
 			q.Labels[label] = p.text(name)
 		}
 	}
-	if err := q.Validate(); err != nil && p.wrong == nil {
-		p.wrong = err
-	}
+	p.refuse(q.Validate())
 	return q
 }
 
@@ -180,16 +182,35 @@ func splitAtCommas(field string) iter.Seq[string] {
 	}
 }
 
-// wantsStream reports whether the caller asks for an event stream, as EventSource does.
+// wantsStream reports whether the caller asks for an event stream, as EventSource does, and would not rather have JSON
+// (RFC 9110 section 12.5.1).
 func wantsStream(r *http.Request) bool {
+	var stream, json float64
 	for _, line := range r.Header.Values("Accept") {
-		for media := range strings.SplitSeq(line, ",") {
-			if name, p, err := mime.ParseMediaType(media); err == nil && name == "text/event-stream" && p["q"] != "0" {
-				return true
+		for media := range splitAtCommas(line) {
+			switch name, p, err := mime.ParseMediaType(media); {
+			case err != nil:
+			case name == "text/event-stream":
+				stream = quality(p)
+			case name == "application/json":
+				json = quality(p)
 			}
 		}
 	}
-	return false
+	return stream > 0 && stream >= json
+}
+
+// quality is how much a media type is wanted, 0 if it is not.
+func quality(parameters map[string]string) float64 {
+	text, ok := parameters["q"]
+	if !ok {
+		return 1
+	}
+	q, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(q >= 0 && q <= 1) { // nor is it NaN
+		return 0
+	}
+	return q
 }
 
 // entityTags are the tags of If-None-Match, weakly compared (RFC 9110 section 8.8.3.2).

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"statusrelay/internal/auth"
@@ -20,38 +21,29 @@ const minRetry, maxRetry = 2 * time.Second, 5 * time.Second
 // maxInterval is the longest that events of an instance may be held back.
 const maxInterval = time.Minute
 
+// interval reads for how long they are to be.
+func (p *params) interval() time.Duration {
+	return time.Duration(p.number("minInterval", 0, maxInterval.Milliseconds(), 0)) * time.Millisecond
+}
+
 // instanceStream streams one instance: the newest status, if the client does not have it, and then whatever changes.
-func (a *API) instanceStream(w http.ResponseWriter, r *http.Request, p *params, after int64) (int, error) {
-	who, interval, err := a.beginStream(r, p)
-	if err != nil {
-		return 0, err
-	}
-	key, err := a.key(r)
-	if err != nil {
-		return 0, err
-	}
-	if last := r.Header.Get("Last-Event-ID"); last != "" {
+func (a *API) instanceStream(w http.ResponseWriter, r *http.Request, p *params, key status.Key, after int64) (int, error) {
+	interval := p.interval()
+	if last := strings.Join(r.Header.Values("Last-Event-ID"), ", "); last != "" {
 		// A browser that reconnects asks for the same URL, and says in the header how far it has come since.
 		n, err := strconv.ParseInt(last, 10, 64)
 		if err != nil || n < 0 || n > status.MaxInteger {
-			return 0, invalid("Last-Event-ID", "not the id of an event of this stream")
+			p.fault("Last-Event-ID", "not the id of an event of this stream")
 		}
 		after = max(after, n)
+	}
+	who, err := a.authenticate(r, p)
+	if err != nil {
+		return 0, err
 	}
 	return a.stream(w, r, who, func(rd *reader.Reader) {
 		rd.Watch(key, reader.Terms{After: after, MinInterval: interval})
 	})
-}
-
-// beginStream reads what all streams have in common. It is called when all other parameters have been read.
-func (a *API) beginStream(r *http.Request, p *params) (who *auth.Principal, interval time.Duration, err error) {
-	interval = time.Duration(p.number("minInterval", 0, int64(maxInterval/time.Millisecond), 0)) * time.Millisecond
-	p.all("ticket") // a ticket is used up when it is looked at: only after everything else
-	if err := p.err(); err != nil {
-		return nil, 0, err
-	}
-	who, err = a.authenticate(r, p)
-	return who, interval, err
 }
 
 // stream writes what a reader is told as server-sent events (WHATWG HTML, "Server-sent events") until the client goes, its
@@ -75,7 +67,8 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request, who *auth.Principal
 	s.reader.SetPrincipal(who)
 	defer s.reader.Close()
 	open(&s.reader)
-	return http.StatusOK, s.run(r, who)
+	s.run(r, who)
+	return http.StatusOK, nil
 }
 
 // A stream is one client's.
@@ -95,11 +88,11 @@ func (s *stream) Wake() {
 	}
 }
 
-// run returns an error only if nothing has been written yet.
-func (s *stream) run(r *http.Request, who *auth.Principal) error {
+// run writes until the stream ends.
+func (s *stream) run(r *http.Request, who *auth.Principal) {
 	retry := minRetry + rand.N(maxRetry-minRetry)
 	if !s.write(fmt.Appendf(nil, "retry: %d\n\n", retry.Milliseconds())) || !s.flush() {
-		return nil
+		return
 	}
 	expiry := newExpiry(who)
 	defer expiry.Stop()
@@ -112,25 +105,26 @@ func (s *stream) run(r *http.Request, who *auth.Principal) error {
 		select {
 		case <-s.wake:
 			if who.Expired(time.Now()) || !s.tell() {
-				return nil
+				return
 			}
 		case <-heartbeat.C:
 			if !s.write([]byte(":\n\n")) || !s.flush() {
-				return nil
-			}
-			if p := s.api.o.Source.Policy(); p != inForce {
-				inForce = p
-				s.reader.Reassess()
+				return
 			}
 		case <-closing:
 			closing, end = nil, s.api.farewell()
 			continue
 		case <-end:
-			return nil
+			return
 		case <-expiry.C:
-			return nil
+			return
 		case <-r.Context().Done():
-			return nil
+			return
+		}
+		// Not with the heartbeat only: one busy instance of several puts that off for ever.
+		if p := s.api.o.Source.Policy(); p != inForce {
+			inForce = p
+			s.reader.Reassess()
 		}
 		heartbeat.Reset(s.api.heartbeat())
 	}
