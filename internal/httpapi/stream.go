@@ -78,6 +78,7 @@ type stream struct {
 	control *http.ResponseController
 	w       http.ResponseWriter
 	wake    chan struct{} // holds a token when the reader has something
+	written bool          // something, that is to be flushed
 }
 
 // Wake is called by the reader.
@@ -96,24 +97,19 @@ func (s *stream) run(r *http.Request, who *auth.Principal) {
 	}
 	expiry := newExpiry(who)
 	defer expiry.Stop()
-	var end <-chan time.Time
-	closing := s.api.closing
+	closing, end := s.api.closing, (<-chan time.Time)(nil)
 	inForce := s.api.o.Source.Policy()
 	heartbeat := time.NewTimer(s.api.heartbeat())
 	defer heartbeat.Stop()
 	for {
+		ok := true
 		select {
 		case <-s.wake:
-			if who.Expired(time.Now()) || !s.tell() {
-				return
-			}
+			ok = !who.Expired(time.Now()) && s.tell()
 		case <-heartbeat.C:
-			if !s.write([]byte(":\n\n")) || !s.flush() {
-				return
-			}
+			ok = s.write([]byte(":\n\n"))
 		case <-closing:
 			closing, end = nil, s.api.farewell()
-			continue
 		case <-end:
 			return
 		case <-expiry.C:
@@ -121,22 +117,32 @@ func (s *stream) run(r *http.Request, who *auth.Principal) {
 		case <-r.Context().Done():
 			return
 		}
+		if s.written { // not what is woken and told nothing: it may be so for ever
+			s.written = false
+			ok = ok && s.flush()
+			heartbeat.Reset(s.api.heartbeat())
+		}
+		if !ok {
+			return
+		}
 		// Not with the heartbeat only: one busy instance of several puts that off for ever.
 		if p := s.api.o.Source.Policy(); p != inForce {
 			inForce = p
 			s.reader.Reassess()
 		}
-		heartbeat.Reset(s.api.heartbeat())
 	}
 }
 
 // heartbeat is the time to the next comment.
 func (a *API) heartbeat() time.Duration { return a.o.Heartbeat - rand.N(a.o.Heartbeat/4+1) }
 
-// tell writes all that the reader has, and reports whether the stream can go on.
+// maxTelling is for how long events are written in one go. While a client that is slow takes one, there may be another.
+const maxTelling = time.Second
+
+// tell writes what the reader has, and reports whether the stream can go on.
 func (s *stream) tell() bool {
 	var e reader.Event
-	for s.reader.Next(&e) {
+	for begin := time.Now(); s.reader.Next(&e); {
 		if e.Kind == reader.Joined {
 			continue // a stream has one list at most
 		}
@@ -144,8 +150,12 @@ func (s *stream) tell() bool {
 			return false
 		}
 		s.api.metrics.events.Inc()
+		if time.Since(begin) > maxTelling {
+			s.Wake() // for the rest
+			break
+		}
 	}
-	return s.flush()
+	return true
 }
 
 // write and flush fail when the client is gone, or does not read for too long.
@@ -153,6 +163,7 @@ func (s *stream) write(b []byte) bool {
 	if err := s.control.SetWriteDeadline(time.Now().Add(s.api.o.WriteTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return false
 	}
+	s.written = true
 	_, err := s.w.Write(b)
 	return err == nil
 }

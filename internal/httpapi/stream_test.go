@@ -229,6 +229,52 @@ func TestStreamBeats(t *testing.T) {
 	})
 }
 
+func TestStreamBeatsThoughWhatChangesIsNotTold(t *testing.T) {
+	for name, query := range map[string]string{"hidden": "", "held back": "?minInterval=60000"} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, httpapi.Options{}, func(t *testing.T, w *world) {
+				w.store.put(at("a", 100, 1))
+				v := w.view(t, aPath+query, "customer.u-1")
+				v.bytes()
+				for i := range int64(30) {
+					time.Sleep(time.Second)
+					percent := 1
+					if name == "held back" {
+						percent = int(i)
+					}
+					w.store.put(at("a", 101+i, percent))
+				}
+				if n := parseStream(v.bytes()).comments; n < 2 {
+					t.Errorf("%d comments in 30 s", n)
+				}
+			})
+		})
+	}
+}
+
+func TestSlowStreamOfABusyInstanceEndsWithTheTokenAndTheServer(t *testing.T) {
+	for name, token := range map[string]string{"token": "operator.x.20", "server": "operator.x"} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, httpapi.Options{}, func(t *testing.T, w *world) {
+				w.store.put(at("a", 100, 1))
+				v := w.view(t, aPath, token)
+				v.bytes()
+				v.slowDown(5 * time.Second) // about as slow as one can be
+				if name == "server" {
+					w.api.Shutdown(20 * time.Second)
+				}
+				for i := range int64(120) {
+					w.store.put(at("a", 101+i, int(i)))
+					time.Sleep(time.Second)
+				}
+				if !v.ended() {
+					t.Error("the stream goes on")
+				}
+			})
+		})
+	}
+}
+
 func TestStreamKeepsItsInterval(t *testing.T) {
 	bubble(t, httpapi.Options{}, func(t *testing.T, w *world) {
 		for _, path := range []string{aPath + "?", "/v1/instances?id=a&", "/v1/instances?label.owner=u-1&"} {

@@ -32,6 +32,7 @@ type viewer struct {
 	taken    int    // how many events have been taken
 	deadline time.Time
 	deaf     chan struct{} // closed when it reads again; nil: it reads
+	slow     time.Duration // for every write
 }
 
 func (w *world) view(t testing.TB, path, token string, header ...string) *viewer {
@@ -63,8 +64,9 @@ func (v *viewer) Write(b []byte) (int, error) {
 	if v.code == 0 {
 		v.code = http.StatusOK
 	}
-	deaf, deadline := v.deaf, v.deadline
+	deaf, deadline, slow := v.deaf, v.deadline, v.slow
 	v.mu.Unlock()
+	time.Sleep(slow)
 	if deaf != nil {
 		timer := time.NewTimer(time.Until(deadline))
 		defer timer.Stop()
@@ -105,6 +107,13 @@ func (v *viewer) stop() (goOn func()) {
 		v.deaf = nil
 		close(deaf)
 	}
+}
+
+// slowDown has every write take that long.
+func (v *viewer) slowDown(d time.Duration) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.slow = d
 }
 
 // answer is the answer so far.
