@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
@@ -55,12 +54,11 @@ func (a *API) instances(w http.ResponseWriter, r *http.Request) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	scope := scopeOf(who, q)
-	from, err := parseCursor(after, scope)
+	from, err := parseCursor(after, scopeOf(who, q))
 	if err != nil {
 		return 0, err
 	}
-	return a.list(w, r, who, q, limit, from, scope)
+	return a.list(w, r, who, q, limit, from)
 }
 
 // batch answers with the instances that are named, in that order, each with what has become of it.
@@ -120,7 +118,7 @@ func (a *API) batch(w http.ResponseWriter, r *http.Request, p *params, hub strin
 		}
 		b.refuse(i)
 	}
-	return b.respond(w, tags, "", soonest), nil
+	return b.respond(w, tags, soonest), nil
 }
 
 // sooner is the lesser of two times to ask again, of which 0 is never.
@@ -157,7 +155,7 @@ func itemsOf(ids []string, hub string) (items []item, keys []status.Key) {
 }
 
 // list answers with what a query selects and the caller may read, newest change first.
-func (a *API) list(w http.ResponseWriter, r *http.Request, who *auth.Principal, q *status.Query, limit int, from status.Cursor, scope [8]byte) (int, error) {
+func (a *API) list(w http.ResponseWriter, r *http.Request, who *auth.Principal, q *status.Query, limit int, from status.Cursor) (int, error) {
 	tags, err := parseEntityTags(r.Header)
 	if err != nil {
 		return 0, err
@@ -180,15 +178,20 @@ func (a *API) list(w http.ResponseWriter, r *http.Request, who *auth.Principal, 
 			b.add(seen{record, audience.View(record)})
 			soonest = sooner(soonest, a.retryAfter(record, time.Now()))
 			if b.count == limit {
-				more := i < len(page.Records)-1 || page.Next != (status.Cursor{})
-				return b.respond(w, tags, cursorOf(page.After[i], scope, more), soonest), nil
+				if i < len(page.Records)-1 || page.Next != (status.Cursor{}) {
+					b.cursor = cursorOf(page.After[i], scopeOf(who, q))
+				}
+				return b.respond(w, tags, soonest), nil
 			}
 		}
 		if from = page.Next; from == (status.Cursor{}) {
 			break
 		}
 	}
-	return b.respond(w, tags, cursorOf(from, scope, from != (status.Cursor{})), soonest), nil
+	if from != (status.Cursor{}) {
+		b.cursor = cursorOf(from, scopeOf(who, q))
+	}
+	return b.respond(w, tags, soonest), nil
 }
 
 // maySelect reports whether a caller may select by all of the query's labels.
@@ -203,9 +206,10 @@ func maySelect(audience *policy.Audience, who *auth.Principal, q *status.Query) 
 
 // A body is the answer with several instances. Its ETag depends on what the views' do, and on their order.
 type body struct {
-	json  []byte
-	sum   []byte // what the ETag is made of
-	count int
+	json   []byte
+	sum    []byte // what the ETag is made of
+	count  int
+	cursor string // "" if there is no more
 }
 
 func newBody() *body { return &body{json: []byte(`{"instances":[`)} }
@@ -231,8 +235,8 @@ func (b *body) refuse(i item) {
 	b.sum = fmt.Appendf(b.sum, "%q %d", i.id, i.code)
 }
 
-func (b *body) respond(w http.ResponseWriter, tags entityTags, cursor string, retryAfter time.Duration) int {
-	sum := sha256.Sum256(append(b.sum, cursor...))
+func (b *body) respond(w http.ResponseWriter, tags entityTags, retryAfter time.Duration) int {
+	sum := sha256.Sum256(append(b.sum, b.cursor...))
 	etag := `W/"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`
 	h := w.Header()
 	h.Set("ETag", etag)
@@ -245,18 +249,20 @@ func (b *body) respond(w http.ResponseWriter, tags entityTags, cursor string, re
 		return http.StatusNotModified
 	}
 	b.json = append(b.json, ']')
-	if cursor != "" {
-		b.json = append(append(append(b.json, `,"cursor":"`...), cursor...), '"') // base64url needs no quoting
+	if b.cursor != "" {
+		b.json = append(append(append(b.json, `,"cursor":"`...), b.cursor...), '"') // base64url needs no quoting
 	}
 	return writeJSON(w, http.StatusOK, append(b.json, '}'))
 }
 
-// A cursor is a place in a list, and the list that it is a place in: caller, hub and filters. It names no instance, since
-// the last one looked at may be one that the caller may not see. Who forges one sees no more than with an honest one: it is
-// checked so that a mistake is not answered with instances of another list.
+// A cursor is a place in a list, with a sum over it and the list that it is a place in: caller, hub and filters. It names no
+// instance, since the last one looked at may be one that the caller may not see. Who forges one sees no more than with an
+// honest one: the sum is no secret, it is there so that a mistake is not answered with instances from somewhere else.
 
-// scopeOf identifies a list.
-func scopeOf(who *auth.Principal, q *status.Query) (scope [8]byte) {
+// A scope identifies a list.
+type scope [sha256.Size]byte
+
+func scopeOf(who *auth.Principal, q *status.Query) scope {
 	parts := []string{who.Issuer, who.Subject, q.Hub, q.Name, strconv.Itoa(len(q.RuntimeStatus))}
 	for _, s := range q.RuntimeStatus {
 		parts = append(parts, string(s))
@@ -269,36 +275,34 @@ func scopeOf(who *auth.Principal, q *status.Query) (scope [8]byte) {
 		b = binary.AppendUvarint(b, uint64(len(part)))
 		b = append(b, part...)
 	}
-	sum := sha256.Sum256(b)
-	copy(scope[:], sum[:])
-	return scope
+	return sha256.Sum256(b)
 }
 
-func cursorOf(c status.Cursor, scope [8]byte, more bool) string {
-	if !more {
-		return ""
-	}
-	b := binary.AppendUvarint(scope[:], uint64(c.Version))
-	b = binary.AppendUvarint(b, uint64(c.Ties))
-	return base64.RawURLEncoding.EncodeToString(b)
+// cursorSum is how many bytes of the sum a cursor has.
+const cursorSum = 8
+
+func cursorOf(c status.Cursor, list scope) string {
+	place := binary.AppendUvarint(nil, uint64(c.Version))
+	place = binary.AppendUvarint(place, uint64(c.Ties))
+	sum := sha256.Sum256(append(list[:], place...))
+	return base64.RawURLEncoding.EncodeToString(append(place, sum[:cursorSum]...))
 }
 
-func parseCursor(text string, scope [8]byte) (status.Cursor, error) {
+// parseCursor reads what cursorOf has made for the list, and nothing else. "" is the beginning.
+func parseCursor(text string, list scope) (c status.Cursor, err error) {
 	if text == "" {
 		return status.Cursor{}, nil
 	}
-	wrong := invalid("cursor", "not one of this list")
-	b, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err != nil || len(b) < len(scope) || subtle.ConstantTimeCompare(b[:len(scope)], scope[:]) == 0 {
-		return status.Cursor{}, wrong
-	}
-	b = b[len(scope):]
+	b, _ := base64.RawURLEncoding.DecodeString(text) // what is wrong with it shows below
 	version, n := binary.Uvarint(b)
-	ties, m := binary.Uvarint(b[max(n, 0):])
-	if n <= 0 || m <= 0 || n+m != len(b) || version == 0 || version > status.MaxInteger || ties > maxTies {
-		return status.Cursor{}, wrong
+	ties, _ := binary.Uvarint(b[max(n, 0):])
+	if version <= status.MaxInteger && ties <= maxTies {
+		c = status.Cursor{Version: int64(version), Ties: int(ties)}
 	}
-	return status.Cursor{Version: int64(version), Ties: int(ties)}, nil
+	if c.Version == 0 || cursorOf(c, list) != text {
+		return status.Cursor{}, invalid("cursor", "not one of this list")
+	}
+	return c, nil
 }
 
 // maxTies bounds how many instances of one microsecond a cursor may be behind.
