@@ -16,12 +16,18 @@ const (
 	lastPause  = 5 * time.Second
 )
 
+// ageInterval is how exact it is when something becomes stale.
+const ageInterval = time.Second
+
 // Run keeps the watched instances subscribed and read, until ctx is done; then it returns nil. It is the only caller of
 // feed and store. When they fail it pauses and tries again, for as long as it takes; watches stay open.
 func (h *Hub) Run(ctx context.Context, feed Feed, store Store) error {
 	r := &runner{Hub: h, feed: feed, store: store}
 	r.tick = time.NewTimer(r.period())
 	defer r.tick.Stop()
+	ages := time.NewTicker(ageInterval)
+	defer ages.Stop()
+	r.ages = ages.C
 	for ctx.Err() == nil {
 		if err := r.step(ctx); err != nil && ctx.Err() == nil {
 			h.metrics.failures.Inc()
@@ -38,6 +44,7 @@ type runner struct {
 	feed  Feed
 	store Store
 	tick  *time.Timer
+	ages  <-chan time.Time
 	pauses
 
 	// The lap that reads everything again goes round the shards and has no end and no beginning: a gap makes
@@ -85,6 +92,8 @@ func (r *runner) step(ctx context.Context) error {
 	select {
 	case <-r.tick.C:
 		r.ticked()
+	case <-r.ages:
+		r.age()
 	default:
 	}
 	batch := r.dequeue()
@@ -93,6 +102,8 @@ func (r *runner) step(ctx context.Context) error {
 		case <-r.kick:
 		case <-r.tick.C:
 			r.ticked()
+		case <-r.ages:
+			r.age()
 		case <-ctx.Done():
 		}
 		return nil
@@ -109,10 +120,14 @@ func (r *runner) step(ctx context.Context) error {
 	return nil
 }
 
-// ticked makes one more shard due, and looks at what has become stale.
+// ticked makes one more shard due.
 func (r *runner) ticked() {
 	r.tick.Reset(r.period())
 	r.due = max(r.due, 1)
+}
+
+// age looks at what has become stale.
+func (r *runner) age() {
 	now := time.Now().UnixMicro()
 	for i := range r.shards {
 		s := &r.shards[i]

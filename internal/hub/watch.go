@@ -7,7 +7,8 @@ import (
 	"statusrelay/internal/status"
 )
 
-// A Sink is told that its watch has something pending, once, until it is taken.
+// A Sink is told that its watch has something pending, once, until it is taken; and once more when that turns out to be the
+// end of the instance.
 type Sink interface {
 	// Wake must not block and must not use the hub: it is called for one watch after the other while their
 	// instance is locked.
@@ -39,6 +40,12 @@ func (w *Watch) Take() *Snapshot {
 	return s
 }
 
+// Ending reports whether what is pending says that the instance is gone.
+func (w *Watch) Ending() bool {
+	s := w.pending.Load()
+	return s != nil && s.Gone()
+}
+
 // Again has the state of the instance read and given to this watch once more, though its version be the same:
 // what the reader may see of it has changed. Whoever takes a snapshot after Again was called must judge it by the new rights.
 func (w *Watch) Again() {
@@ -68,7 +75,7 @@ func (w *Watch) offer(s *Snapshot) (conflated bool) {
 			return false
 		}
 		if w.pending.CompareAndSwap(p, s) {
-			if p == nil {
+			if p == nil || s.Gone() { // the end is told also to who lets what is pending wait
 				w.sink.Wake()
 			}
 			return p != nil

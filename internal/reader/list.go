@@ -81,13 +81,24 @@ func (r *Reader) unwatchList(name string) {
 		return
 	}
 	l.found.Close()
+	var without []status.Key // instances that the list has, or has had
 	r.mu.Lock()
 	l.ended = true
 	delete(r.lists, name)
+	r.later = slices.DeleteFunc(r.later, func(e Event) bool {
+		if e.List == name && e.Kind == Left {
+			without = append(without, e.Key)
+		}
+		return e.List == name
+	})
 	r.mu.Unlock()
 	for w := range r.watches.all {
-		r.leave(l, w)
+		if r.leave(l, w) {
+			without = append(without, w.Key())
+		}
 	}
+	without = slices.DeleteFunc(without, func(k status.Key) bool { return r.watches.find(k) != nil })
+	r.takeBack(without...)
 }
 
 // Wants is asked by the hub: what the list has is told by its watch, and one that is known to be full has no room.
@@ -163,14 +174,14 @@ func (r *Reader) admit(l *list) {
 		r.mu.Lock()
 		l.size++
 		r.mu.Unlock()
-		if w != nil {
-			r.join(l, w)
-			continue
-		}
 		if l.awaited != nil {
 			l.awaited[k] = struct{}{}
 		}
-		r.add(k, &watch{reader: r, extra: &extra{interval: l.terms.MinInterval, members: []membership{{list: l}}}})
+		if w != nil {
+			r.join(l, w)
+		} else {
+			r.add(k, &watch{reader: r, extra: &extra{members: []membership{{list: l}}}})
+		}
 	}
 	l.read = l.read || whole
 	r.mu.Lock()
@@ -179,28 +190,26 @@ func (r *Reader) admit(l *list) {
 	r.listing(l)
 }
 
-// join makes an instance that is watched already one of a list's.
+// join makes an instance that is watched already one of a list's, and has it looked at once more: what was seen of it last
+// may be newer than what the list has found. It is called by Next, and needs editing.
 func (r *Reader) join(l *list, w *watch) {
-	m := membership{list: l, joined: w.shown}
-	if w.shown {
-		r.later = append(r.later, Event{Kind: Joined, Key: w.Key(), List: l.name})
-	} else if l.awaited != nil && !w.judged {
-		l.awaited[w.Key()] = struct{}{}
-	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	if w.extra == nil {
 		w.extra = &extra{named: true}
 	}
-	w.extra.members = append(slices.Clone(w.extra.members), m)
+	w.extra.last = time.Time{}
+	w.extra.members = append(slices.Clone(w.extra.members), membership{list: l})
+	r.mu.Unlock()
+	w.Again()
 }
 
-// leave makes an instance one of a list's no more, and closes its watch if nothing else wants it. It needs editing.
-func (r *Reader) leave(l *list, w *watch) {
+// leave makes an instance one of a list's no more, and closes its watch if nothing else wants it. It reports whether the list
+// had it, and needs editing.
+func (r *Reader) leave(l *list, w *watch) bool {
 	old := w.memberships()
 	members := slices.DeleteFunc(slices.Clone(old), func(m membership) bool { return m.list == l })
 	if len(members) == len(old) {
-		return
+		return false
 	}
 	r.mu.Lock()
 	w.extra.members = members
@@ -212,6 +221,7 @@ func (r *Reader) leave(l *list, w *watch) {
 	if len(members) == 0 && !w.named() {
 		r.drop(w)
 	}
+	return true
 }
 
 // arrived says that the client knows what there is to know of an instance of a list. It needs editing.
@@ -226,5 +236,5 @@ func (r *Reader) listing(l *list) {
 		return
 	}
 	l.awaited, l.listed, l.toldMore = nil, true, l.full
-	r.later = append(r.later, Event{Kind: Listed, List: l.name, More: l.full})
+	r.tell(Event{Kind: Listed, List: l.name, More: l.full})
 }

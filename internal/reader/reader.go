@@ -26,6 +26,7 @@ package reader
 
 import (
 	"hash/maphash"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,7 +37,8 @@ import (
 	"statusrelay/internal/status"
 )
 
-// A Source is what all readers of a transport have in common.
+// A Source is what all readers of a hub have in common, whatever their transport: two sources of one hub would not understand
+// each other's sights.
 type Source struct {
 	hub    *hub.Hub
 	lists  *hub.Lists
@@ -62,6 +64,12 @@ type Sink interface {
 	Wake()
 }
 
+// A Counter is a Sink that wants to know what Next spares its client, to count it.
+type Counter interface {
+	Unchanged() // a version that looks the same to the client
+	Held()      // a status waits, since the client was told of its instance too recently
+}
+
 // Kind says what an event is about.
 type Kind uint8
 
@@ -83,9 +91,10 @@ type Event struct {
 	Own     bool       // of Status: Version is this client's own, because its rights have changed
 	List    string     // of Joined, Left and Listed
 	More    bool       // of Listed: the query selects more than the limit
+	Last    bool       // there was nothing else when this was found: unless the sink is woken, Next need not be asked
 }
 
-// Terms are what a client asks of a watch.
+// Terms are what a client asks of a watch. Of an instance that is watched in several ways the shortest interval counts.
 type Terms struct {
 	After       int64         // the newest version that the client has; 0: none
 	MinInterval time.Duration // at most one status per instance in this time, ending on the newest; 0: as they come
@@ -107,9 +116,8 @@ type Reader struct {
 	watches watchList        // written under editing and mu, read under either
 	lists   map[string]*list // the same; nil until there is one
 	ready   []*list          // guarded by mu: those that have found something
+	later   []Event          // guarded by mu: to be told before anything else
 	closed  bool             // guarded by mu
-
-	later []Event // owned by Next: what follows from what it has returned
 }
 
 // Open makes the reader ready for its first watch.
@@ -128,7 +136,7 @@ func (r *Reader) Close() {
 	r.mu.Lock()
 	r.closed = true
 	watches, lists := r.watches, r.lists
-	r.watches, r.lists, r.woken, r.ready = watchList{}, nil, nil, nil
+	r.watches, r.lists, r.woken, r.ready, r.later = watchList{}, nil, nil, nil, nil
 	for w := range watches.all {
 		w.closed = true
 	}
@@ -170,16 +178,32 @@ func (r *Reader) Has(k status.Key) bool {
 func (r *Reader) Watch(k status.Key, t Terms) {
 	r.editing.Lock()
 	defer r.editing.Unlock()
-	var members []membership
 	if old := r.watches.find(k); old != nil {
-		members = old.memberships()
+		if r.restart(old, t) {
+			return
+		}
 		r.drop(old)
+		r.takeBack(k)
 	}
 	w := &watch{reader: r, sent: t.After}
-	if t.MinInterval > 0 || len(members) > 0 {
-		w.extra = &extra{interval: t.MinInterval, members: members, named: true}
+	if t.MinInterval > 0 {
+		w.extra = &extra{interval: t.MinInterval, named: true}
 	}
 	r.add(k, w)
+}
+
+// restart makes the watch of an instance that lists have go on as if it had been opened by name. It is the same watch, so
+// that the client is told when what the lists have shown it is gone.
+func (r *Reader) restart(w *watch, t Terms) bool {
+	if len(w.memberships()) == 0 {
+		return false
+	}
+	r.mu.Lock()
+	x := w.extra
+	x.named, x.interval, x.restarted, x.after = true, t.MinInterval, true, t.After
+	r.mu.Unlock()
+	w.Again()
+	return true
 }
 
 // Unwatch closes the watch of an instance. Versions of it that have not been taken are not told any more, unless a list
@@ -196,6 +220,32 @@ func (r *Reader) Unwatch(k status.Key) {
 		r.mu.Unlock()
 	default:
 		r.drop(w)
+		r.takeBack(k)
+	}
+}
+
+// takeBack has what is still to be told of instances that are not watched any more not told, unless they are said to have
+// left a list: the client is to know how they looked then. It needs editing.
+func (r *Reader) takeBack(keys ...status.Key) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var left []status.Key
+	for i := range r.later {
+		if r.later[i].Kind == Left {
+			left = append(left, r.later[i].Key)
+		}
+	}
+	r.later = slices.DeleteFunc(r.later, func(e Event) bool {
+		return (e.Kind == Status || e.Kind == Gone) && slices.Contains(keys, e.Key) && !slices.Contains(left, e.Key)
+	})
+}
+
+// tell has the client told, before anything else that Next finds.
+func (r *Reader) tell(events ...Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.closed {
+		r.later = append(r.later, events...)
 	}
 }
 
@@ -222,6 +272,11 @@ func (r *Reader) Reassess() {
 	r.editing.Lock()
 	defer r.editing.Unlock()
 	for w := range r.watches.all {
+		if w.extra != nil {
+			r.mu.Lock()
+			w.extra.urgent = true
+			r.mu.Unlock()
+		}
 		w.Again()
 	}
 	for _, l := range r.lists {
@@ -233,51 +288,69 @@ func (r *Reader) Reassess() {
 // client: what is on the stack, copied or allocated here counts.
 func (r *Reader) Next(e *Event) bool {
 	for {
-		if len(r.later) > 0 {
-			*e, r.later = r.later[0], r.later[1:]
-			return true
-		}
-		w, l, more := r.pop()
+		r.mu.Lock()
+		w := r.pop()
+		last := r.woken == nil // the rest is not there when a watch is popped
+		r.mu.Unlock()
 		switch {
-		case !more:
-			return false
-		case l != nil:
-			r.admit(l)
+		case w == nil:
+			event, more := r.next(e)
+			if event || !more {
+				return event
+			}
 		case w.extra != nil:
 			w.takeWithTerms()
 		default:
 			if snapshot := w.Take(); snapshot != nil && w.judge(snapshot, e) {
+				e.Last = last
 				return true
 			}
 		}
 	}
 }
 
-// pop returns a watch that has something pending, or a list that has found something.
-func (r *Reader) pop() (w *watch, l *list, more bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		return nil, nil, false
-	}
-	if len(r.ready) > 0 {
-		l = r.ready[0]
-		if r.ready = r.ready[1:]; len(r.ready) == 0 {
-			r.ready = nil
-		}
-		return nil, l, true
+// pop returns a watch that has something pending, if there is nothing to be done before it. It needs mu.
+func (r *Reader) pop() *watch {
+	if r.closed || len(r.later) > 0 || len(r.ready) > 0 {
+		return nil
 	}
 	for r.woken != nil {
-		w = r.woken.next
+		w := r.woken.next
 		if r.woken.next = w.next; r.woken == w {
 			r.woken = nil
 		}
 		w.next = nil
 		if !w.closed {
-			return w, nil, true
+			return w
 		}
 	}
-	return nil, nil, false
+	return nil
+}
+
+// next does what Next does when there is no watch: it returns an event that is there already, or sees to a list that has found
+// something, after which there may be more.
+func (r *Reader) next(e *Event) (event, more bool) {
+	r.mu.Lock()
+	switch {
+	case r.closed:
+	case len(r.later) > 0:
+		*e = r.later[0]
+		if r.later = r.later[1:]; len(r.later) == 0 {
+			r.later = nil
+		}
+		event = true
+	case len(r.ready) > 0:
+		l := r.ready[0]
+		if r.ready = r.ready[1:]; len(r.ready) == 0 {
+			r.ready = nil
+		}
+		r.mu.Unlock()
+		r.admit(l)
+		return false, true
+	}
+	// A watch may have been woken since Next has looked; it wakes the sink, too.
+	r.mu.Unlock()
+	return event, false
 }
 
 // watchList holds the watches of a reader. Most readers have one.

@@ -35,15 +35,20 @@ type watch struct {
 
 // extra is what only some watches have.
 type extra struct {
-	interval time.Duration // set once
-
 	// owned by Next
-	last  time.Time   // when the client was told last
-	timer *time.Timer // wakes the watch when it may be told again; nil: none has been needed
+	last time.Time     // when the client was told last; zero: it is to be told at once
+	held *hub.Snapshot // taken, and not told yet
+
+	// guarded by mu
+	timer     *time.Timer // wakes the watch when the client may be told again; nil: none has been needed
+	urgent    bool        // rights have changed: what the client may not see any more is taken back at once
+	restarted bool        // the client has asked once more, and has
+	after     int64       // this
 
 	// written under editing and mu, read under either
-	members []membership // the lists that have the instance; replaced, not modified, but for joined
-	named   bool         // it is watched by name as well
+	members  []membership  // the lists that have the instance; replaced, not modified, but for joined
+	named    bool          // it is watched by name as well,
+	interval time.Duration // with this interval
 }
 
 // A membership says that a list has the instance of a watch.
@@ -100,13 +105,76 @@ func (w *watch) Wake() {
 
 // takeWithTerms is what Next does for a watch with terms or in lists. It leaves all that is to be told in later.
 func (w *watch) takeWithTerms() {
-	if w.early() {
+	left, urgent := w.left()
+	if left > 0 && !urgent && !w.Ending() {
+		w.hold(left, w.extra.held)
 		return
 	}
-	if snapshot := w.Take(); snapshot != nil {
-		var e Event
-		ok := w.judge(snapshot, &e)
-		w.settle(snapshot, &e, ok)
+	snapshot := w.Take()
+	if snapshot == nil {
+		snapshot = w.extra.held
+	}
+	if snapshot == nil {
+		return
+	}
+	w.extra.held = nil
+	w.refresh() // only after Take: Again counts on it
+	if left > 0 && w.extra.last.IsZero() {
+		left = 0
+	}
+	if left > 0 && w.decide(w.reader.source.policy(), w.reader.principal.Load(), snapshot) != nil {
+		w.hold(left, snapshot)
+		return
+	}
+	var e Event
+	ok := w.judge(snapshot, &e)
+	w.settle(snapshot, &e, ok)
+}
+
+// left is for how long the client is not to be told of the instance, and whether there is a reason to look all the same.
+func (w *watch) left() (left time.Duration, urgent bool) {
+	r, x := w.reader, w.extra
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if x.restarted || x.last.IsZero() {
+		return 0, false
+	}
+	interval := x.interval
+	for i, m := range x.members {
+		if terms := m.list.terms.MinInterval; i == 0 && !x.named || terms < interval {
+			interval = terms
+		}
+	}
+	return max(0, interval-time.Since(x.last)), x.urgent
+}
+
+// refresh takes note of what has been asked of the watch since it was looked at.
+func (w *watch) refresh() {
+	r, x := w.reader, w.extra
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	x.urgent = false
+	if x.restarted {
+		x.restarted = false
+		w.judged, w.sent, w.digest, x.last = false, x.after, 0, time.Time{}
+	}
+}
+
+// hold keeps a snapshot, if it has been taken, and has the watch woken when the client may be told.
+func (w *watch) hold(left time.Duration, taken *hub.Snapshot) {
+	r, x := w.reader, w.extra
+	x.held = taken
+	if c, ok := r.sink.(Counter); ok {
+		c.Held()
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case w.closed:
+	case x.timer == nil:
+		x.timer = time.AfterFunc(left, w.Wake)
+	default:
+		x.timer.Reset(left)
 	}
 }
 
@@ -124,6 +192,9 @@ func (w *watch) judge(snapshot *hub.Snapshot, e *Event) bool {
 	known := first && snapshot.Version <= w.sent
 	w.shown, w.digest = true, sight.digest
 	if same || known {
+		if c, ok := w.reader.sink.(Counter); ok && same {
+			c.Unchanged()
+		}
 		return false
 	}
 	// The same version may look different, or be seen again, because the client's rights have changed. It would take a
@@ -167,55 +238,40 @@ func (w *watch) decide(p *policy.Policy, who *auth.Principal, snapshot *hub.Snap
 	return w.audience
 }
 
-// early reports whether the client was told too recently, and then has the watch woken when it may be told again.
-func (w *watch) early() bool {
-	x := w.extra
-	if x.interval == 0 || x.last.IsZero() {
-		return false
-	}
-	left := x.interval - time.Since(x.last)
-	if left <= 0 {
-		return false
-	}
-	r := w.reader
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch {
-	case w.closed:
-	case x.timer == nil:
-		x.timer = time.AfterFunc(left, w.Wake)
-	default:
-		x.timer.Reset(left)
-	}
-	return true
-}
-
 // settle says what an event of a watch with terms, or in lists, means to them. It leaves all that is to be told to Next.
 func (w *watch) settle(snapshot *hub.Snapshot, e *Event, ok bool) {
-	r := w.reader
-	if ok && e.Kind == Status {
-		w.extra.last = time.Now()
-	}
+	r, x := w.reader, w.extra
 	r.editing.Lock()
 	defer r.editing.Unlock()
 	if w.closed {
 		return // what was found is not wanted any more
 	}
-	for i, m := range w.memberships() {
-		if w.shown && !m.joined {
-			w.extra.members[i].joined = true
-			r.later = append(r.later, Event{Kind: Joined, Key: w.Key(), List: m.list.name})
+	wanted := x.named
+	var left []*list
+	for i, m := range x.members {
+		fits := w.shown && m.list.query.Match(snapshot.Record) && m.list.maySelect(w.audience)
+		wanted = wanted || fits || m.joined
+		switch {
+		case fits && !m.joined:
+			x.members[i].joined = true
+			r.tell(Event{Kind: Joined, Key: w.Key(), List: m.list.name})
+		case !fits:
+			left = append(left, m.list)
 		}
 	}
-	if ok {
-		r.later = append(r.later, *e)
+	// What a list has found, and does not fit any more when it is looked at, the client has never heard of.
+	if ok && wanted {
+		r.tell(*e)
+		if e.Kind == Status {
+			x.last = time.Now()
+		}
 	}
-	for _, m := range w.memberships() {
-		if !w.shown || !m.list.query.Match(snapshot.Record) || !m.list.maySelect(w.audience) {
-			r.leave(m.list, w)
-			if w.shown {
-				r.later = append(r.later, Event{Kind: Left, Key: w.Key(), Version: w.sent, List: m.list.name})
+	for _, m := range x.members {
+		if slices.Contains(left, m.list) {
+			if w.shown && m.joined {
+				r.tell(Event{Kind: Left, Key: w.Key(), Version: w.sent, List: m.list.name})
 			}
+			r.leave(m.list, w)
 		}
 		r.arrived(m.list, w.Key())
 	}

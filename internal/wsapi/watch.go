@@ -62,9 +62,11 @@ func (s *socket) deliver(now time.Time) (shared *websocket.PreparedMessage, ok b
 		return nil, true
 	}
 	var e reader.Event
-	if s.more = s.reader.Next(&e); !s.more {
+	if !s.reader.Next(&e) {
+		s.more = false
 		return nil, true
 	}
+	s.more = !e.Last
 	if e.Kind != reader.Status || e.Own {
 		return nil, s.write(websocket.TextMessage, eventFrame(&e))
 	}
