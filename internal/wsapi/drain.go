@@ -44,6 +44,10 @@ func (s *socket) startAndUnlock() {
 	}
 }
 
+// Unchanged and Held are called by the reader, for the metrics.
+func (s *socket) Unchanged() { s.server.metrics.unchanged.Inc() }
+func (s *socket) Held()      { s.server.metrics.held.Inc() }
+
 // Wake is called by the reader: its watches have something.
 func (s *socket) Wake() {
 	s.mu.Lock()
@@ -79,7 +83,7 @@ func (s *socket) leaveDrain() {
 
 // advance finds what is to be written next, and writes it unless it is a frame that is shared with others, which it
 // returns. There is no more when there is nothing left, or the socket cannot be written to.
-func (s *socket) advance() (shared *websocket.PreparedMessage, now time.Time, more bool) {
+func (s *socket) advance() (shared *sharedFrame, now time.Time, more bool) {
 	s.mu.Lock()
 	switch {
 	case s.ended:
@@ -96,8 +100,12 @@ func (s *socket) advance() (shared *websocket.PreparedMessage, now time.Time, mo
 		}
 		return nil, now, true
 	case s.closing != nil:
-		message := websocket.FormatCloseMessage(int(s.closing.code), s.closing.reason)
+		closing := s.closing
 		s.mu.Unlock()
+		if last := s.dialect.farewell(closing); last != nil && !s.write(websocket.TextMessage, last) {
+			return nil, now, false
+		}
+		message := websocket.FormatCloseMessage(int(closing.code), closing.reason)
 		// The client has some time to say the same. Setting a deadline fails on a closed connection, as the read does.
 		if s.write(websocket.CloseMessage, message) {
 			_ = s.conn.SetReadDeadline(time.Now().Add(s.server.o.CloseTimeout))
@@ -127,6 +135,7 @@ func (s *socket) write(kind int, frame []byte) bool {
 		return s.wrote(s.conn.WriteControl(kind, frame, now.Add(s.server.o.WriteTimeout)))
 	}
 	s.began.Store(now.UnixNano())
+	s.conn.EnableWriteCompression(false) // nobody else is sent it
 	err := s.conn.WriteMessage(kind, frame)
 	s.began.Store(0)
 	s.server.metrics.sent.Inc()
@@ -134,9 +143,10 @@ func (s *socket) write(kind int, frame []byte) bool {
 }
 
 // writePrepared writes a frame that is shared with others.
-func (s *socket) writePrepared(now time.Time, frame *websocket.PreparedMessage) bool {
+func (s *socket) writePrepared(now time.Time, frame *sharedFrame) bool {
 	s.began.Store(now.UnixNano())
-	err := s.conn.WritePreparedMessage(frame)
+	s.conn.EnableWriteCompression(frame.large)
+	err := s.conn.WritePreparedMessage(frame.PreparedMessage)
 	s.began.Store(0)
 	s.server.metrics.sent.Inc()
 	return s.wrote(err)

@@ -1,10 +1,14 @@
 package wsapi
 
 import (
+	"cmp"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,12 +21,9 @@ import (
 	"statusrelay/internal/status"
 )
 
-// Subprotocol is the name of the protocol. tokenPrefix marks the entry beside it in which browsers, which can set no
-// header, pass their token. It is never echoed.
-const (
-	Subprotocol = "status.v1.json"
-	tokenPrefix = "bearer."
-)
+// tokenPrefix marks the entry beside the subprotocols in which browsers, which can set no header, pass their token. It is
+// never echoed.
+const tokenPrefix = "bearer."
 
 // ServeHTTP answers a handshake. It returns as soon as that is done: the socket goes on without it.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -39,29 +40,48 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuseFor(w, r, err)
 		return
 	}
-	header, token, err := credentials(r)
+	h, err := s.readHandshake(r)
 	if err != nil {
 		s.refuseFor(w, r, err)
 		return
 	}
-	var who *auth.Principal
-	if token != "" {
-		if who, err = s.o.Verify(r.Context(), token); err != nil {
-			s.refuseFor(w, r, err)
-			return
-		}
+	who, err := s.authenticate(r, h)
+	if err != nil {
+		s.refuseFor(w, r, err)
+		return
 	}
 	if err := s.admit(who); err != nil {
 		s.refuseFor(w, r, err)
 		return
 	}
-	conn, err := s.upgrader.Upgrade(w, r, header)
+	var answer http.Header
+	if h.subprotocol != "" {
+		answer = http.Header{"Sec-Websocket-Protocol": {h.subprotocol}}
+	}
+	upgrader := s.upgrader
+	upgrader.EnableCompression = s.o.Compression && deflates(r.Header.Values("Sec-WebSocket-Extensions"))
+	conn, err := upgrader.Upgrade(w, r, answer)
 	if err != nil {
 		s.release(who)
 		s.log.DebugContext(r.Context(), "websocket handshake", "error", err)
 		return
 	}
-	s.open(conn, who)
+	s.open(conn, h.dialect, who)
+}
+
+// authenticate returns who sends a handshake, or nil if a later frame may say so. It uses up a ticket.
+func (s *Server) authenticate(r *http.Request, h handshake) (*auth.Principal, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), s.o.AuthTimeout)
+	defer cancel()
+	switch {
+	case h.hasTicket:
+		return s.o.Redeem(ctx, h.ticket, r.Header.Get("Origin"))
+	case h.token != "":
+		return s.o.Verify(ctx, h.token)
+	case !h.dialect.lateAuth():
+		return nil, auth.ErrMissing
+	}
+	return nil, nil
 }
 
 // checkOrigin refuses browsers that were led here by somebody else's page (CWE-1385). Who sends no Origin is no
@@ -73,39 +93,105 @@ func (s *Server) checkOrigin(origins []string) error {
 	return fmt.Errorf("origin: %w", auth.ErrForbidden)
 }
 
-// credentials reads the token of a handshake, "" if there is none, and the header that answers the subprotocols it offers.
-func credentials(r *http.Request) (answer http.Header, token string, err error) {
-	token, _, err = auth.Bearer(r)
-	if err != nil {
-		return nil, "", err
+// A handshake is what a client says in its own.
+type handshake struct {
+	subprotocol string // to be echoed; "": none was offered
+	dialect     dialect
+	token       string // "": none
+	ticket      string
+	hasTicket   bool
+}
+
+// readHandshake reads a handshake. One that presents more than one credential presents none.
+func (s *Server) readHandshake(r *http.Request) (h handshake, err error) {
+	if err := h.readQuery(r.URL.RawQuery); err != nil {
+		return h, err
 	}
-	offered, supported := false, false
+	if h.hasTicket && s.o.Redeem == nil {
+		return h, invalid("ticket", "not accepted here")
+	}
+	token, _, err := auth.Bearer(r)
+	if err != nil {
+		return h, err
+	}
+	h.token = token
+	offered := false
 	for _, line := range r.Header.Values("Sec-WebSocket-Protocol") {
 		for name := range strings.SplitSeq(line, ",") {
-			name = strings.TrimSpace(name)
 			offered = true
-			encoded, isToken := strings.CutPrefix(name, tokenPrefix)
-			switch {
-			case isToken && token != "":
-				return nil, "", fmt.Errorf("%w: more than one token", auth.ErrUnauthenticated)
-			case isToken:
-				decoded, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
-				if err != nil || len(decoded) == 0 {
-					return nil, "", fmt.Errorf("%w: the subprotocol's token is not base64url", auth.ErrUnauthenticated)
-				}
-				token = string(decoded)
-			case name == Subprotocol:
-				supported = true
+			if err := h.readSubprotocol(strings.TrimSpace(name)); err != nil {
+				return h, err
 			}
 		}
 	}
-	if offered && !supported {
-		return nil, "", &status.InvalidError{Reason: status.ReasonInvalid, Field: "Sec-WebSocket-Protocol", Detail: "does not offer " + Subprotocol}
+	switch {
+	case h.token != "" && h.hasTicket:
+		return h, fmt.Errorf("%w: a ticket beside a token", auth.ErrUnauthenticated)
+	case h.dialect != nil:
+	case offered:
+		return h, invalid("Sec-WebSocket-Protocol", "does not offer "+Subprotocol+" or "+WebPubSub)
+	default:
+		h.dialect = statusDialect{}
 	}
-	if offered {
-		answer = http.Header{"Sec-Websocket-Protocol": {Subprotocol}}
+	return h, nil
+}
+
+// recovery are the parameters that clients of Azure Web PubSub add to come back to a connection. Here there is none to
+// come back to, which they notice by the welcome.
+var recovery = [...]string{"awps_connection_id", "awps_reconnection_token"}
+
+// readQuery reads the parameters. Those that are not known are refused: one that is misspelt would be missed.
+func (h *handshake) readQuery(query string) error {
+	parameters, err := url.ParseQuery(query)
+	if err != nil {
+		return invalid("", "the query is not well formed")
 	}
-	return answer, token, nil
+	for _, name := range slices.Sorted(maps.Keys(parameters)) {
+		switch values := parameters[name]; {
+		case slices.Contains(recovery[:], name):
+		case name != "ticket":
+			return invalid(name, "not a parameter of this resource")
+		case len(values) > 1:
+			return invalid(name, "more than one")
+		default:
+			h.ticket, h.hasTicket = values[0], true
+		}
+	}
+	return nil
+}
+
+// readSubprotocol reads one of the subprotocols that are offered. The first that is known is spoken.
+func (h *handshake) readSubprotocol(name string) error {
+	encoded, isToken := strings.CutPrefix(name, tokenPrefix)
+	switch {
+	case isToken && h.token != "":
+		return fmt.Errorf("%w: more than one token", auth.ErrUnauthenticated)
+	case isToken:
+		decoded, err := base64.RawURLEncoding.Strict().DecodeString(encoded)
+		if err != nil || len(decoded) == 0 {
+			return fmt.Errorf("%w: the subprotocol's token is not base64url", auth.ErrUnauthenticated)
+		}
+		h.token = string(decoded)
+	case h.dialect == nil:
+		if h.dialect = dialectOf(name); h.dialect != nil {
+			h.subprotocol = name
+		}
+	}
+	return nil
+}
+
+// deflates reports whether a client offers to compress (RFC 7692) in a way that suits: the library's window is 32 KiB, and
+// is forgotten after each message.
+func deflates(extensions []string) bool {
+	for _, line := range extensions {
+		for extension := range strings.SplitSeq(line, ",") {
+			name, parameters, _ := strings.Cut(extension, ";")
+			if strings.TrimSpace(name) == "permessage-deflate" && !strings.Contains(parameters, "server_max_window_bits") {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // admit counts a socket in, before the handshake is answered.
@@ -141,14 +227,14 @@ func (s *Server) release(who *auth.Principal) {
 
 // open makes a socket of a connection and starts to read from it, in a goroutine of its own: the one of the HTTP server
 // has grown a stack, and holds the request and its buffers until the handler returns.
-func (s *Server) open(conn *websocket.Conn, who *auth.Principal) {
+func (s *Server) open(conn *websocket.Conn, d dialect, who *auth.Principal) {
 	now := time.Now()
-	so := &socket{server: s, conn: conn, due: now.Add(s.pingPause()).UnixNano()}
+	so := &socket{server: s, conn: conn, dialect: d, due: now.Add(s.pingPause()).UnixNano()}
 	if who == nil {
 		so.due = now.Add(s.o.AuthTimeout).UnixNano()
 	}
 	so.reader.Open(s.o.Source, so)
-	conn.SetReadLimit(int64(min(s.o.MaxFrameBytes, maxUnauthenticatedFrame)))
+	so.limitFrames()
 	conn.SetPingHandler(so.pinged)
 	conn.SetPongHandler(so.ponged)
 	_ = conn.SetReadDeadline(now.Add(s.silence())) // fails on a closed connection, as the read will
@@ -161,6 +247,7 @@ func (s *Server) open(conn *websocket.Conn, who *auth.Principal) {
 	closing := s.closing
 	s.mu.Unlock()
 	s.metrics.sockets.Inc()
+	s.metrics.opened.WithLabelValues(cmp.Or(conn.Subprotocol(), Subprotocol)).Inc()
 	if closing {
 		so.fail(closeRestart)
 	}

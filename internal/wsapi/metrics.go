@@ -3,9 +3,9 @@ package wsapi
 import "github.com/prometheus/client_golang/prometheus"
 
 type metrics struct {
-	sockets                           prometheus.Gauge
-	sent, received, unchanged, broken prometheus.Counter
-	closed, refused                   *prometheus.CounterVec
+	sockets                                 prometheus.Gauge
+	sent, received, unchanged, held, broken prometheus.Counter
+	opened, closed, refused                 *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -20,14 +20,17 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		sent:      counter("frames_sent_total", "Data frames written to clients."),
 		received:  counter("frames_received_total", "Frames of any kind received from clients."),
 		unchanged: counter("unchanged_total", "Versions not sent because the audience's view was the same."),
+		held:      counter("held_total", "Statuses that had to wait for the end of their watch's minimum interval."),
 		broken:    counter("writes_failed_total", "Sockets cut off because a write failed or took too long."),
+		opened: prometheus.NewCounterVec(prometheus.CounterOpts(name("opened_total",
+			"Sockets opened, by subprotocol.")), []string{"subprotocol"}),
 		closed: prometheus.NewCounterVec(prometheus.CounterOpts(name("closed_total",
 			"Closed sockets, by the code that the server closed them with; 0: the client closed, or vanished.")), []string{"code"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts(name("refused_total",
 			"Handshakes refused, by HTTP status.")), []string{"code"}),
 	}
 	if r != nil {
-		r.MustRegister(m.sockets, m.sent, m.received, m.unchanged, m.broken, m.closed, m.refused)
+		r.MustRegister(m.sockets, m.sent, m.received, m.unchanged, m.held, m.broken, m.opened, m.closed, m.refused)
 	}
 	return m
 }

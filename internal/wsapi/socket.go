@@ -2,6 +2,7 @@ package wsapi
 
 import (
 	"bytes"
+	"compress/flate"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ type closure struct {
 // The closures are never modified.
 var (
 	closeNotText         = &closure{websocket.CloseInvalidFramePayloadData, "not UTF-8"}
+	closeNotDeflated     = &closure{websocket.CloseInvalidFramePayloadData, "not DEFLATE"}
 	closeTooBig          = &closure{websocket.CloseMessageTooBig, "frame too big"}
 	closeInternal        = &closure{websocket.CloseInternalServerErr, "internal error"}
 	closeRestart         = &closure{websocket.CloseServiceRestart, "restarting"}
@@ -58,6 +60,8 @@ const maxStrikes = 3
 type socket struct {
 	server *Server         // set once
 	conn   *websocket.Conn // set once
+
+	dialect dialect // set once
 
 	reader reader.Reader // its principal is nil until it is known who this is
 
@@ -88,11 +92,9 @@ type answer struct {
 
 // enter lets the principal in, or replaces it by one with a newer token.
 func (s *socket) enter(who *auth.Principal, ref string) {
-	if s.reader.Principal() == nil {
-		s.conn.SetReadLimit(int64(s.server.o.MaxFrameBytes))
-	}
 	s.reader.SetPrincipal(who)
-	s.answer(websocket.TextMessage, s.server.welcomeFrame(who, ref))
+	s.limitFrames()
+	s.answer(websocket.TextMessage, s.dialect.welcome(s.server, who, ref))
 }
 
 // read waits for a frame, and leaves the next one to a goroutine with a fresh stack. While it waits, all frames from here
@@ -113,13 +115,49 @@ func (s *socket) receive(kind int, r io.Reader, err error) {
 	frame := s.server.buffers.Get().(*bytes.Buffer)
 	defer s.server.buffers.Put(frame)
 	frame.Reset()
-	if _, err := frame.ReadFrom(r); err != nil {
+	if err := s.readFrame(frame, r); err != nil {
 		s.end(err)
 		return
 	}
-	s.handle(kind, frame.Bytes())
+	pause := s.handle(kind, frame.Bytes())
 	s.server.goroutines.Add(1)
-	go s.read()
+	if pause > 0 {
+		time.AfterFunc(pause, s.read)
+	} else {
+		go s.read()
+	}
+}
+
+// frameLimit is what a frame of the client must fit in, in bytes.
+func (s *socket) frameLimit() int {
+	if s.reader.Principal() == nil {
+		return min(s.server.o.MaxFrameBytes, maxUnauthenticatedFrame)
+	}
+	return s.server.o.MaxFrameBytes
+}
+
+// limitFrames tells the connection, which counts bytes as they come. What cannot be compressed becomes a little larger: by five
+// bytes for a block, of which some libraries make many.
+func (s *socket) limitFrames() {
+	limit := s.frameLimit()
+	if s.server.o.Compression {
+		limit += limit/256 + 64
+	}
+	s.conn.SetReadLimit(int64(limit))
+}
+
+// readFrame reads a frame, and no more of one that is compressed than it may be.
+func (s *socket) readFrame(frame *bytes.Buffer, r io.Reader) error {
+	if !s.server.o.Compression {
+		_, err := frame.ReadFrom(r)
+		return err
+	}
+	limit := s.frameLimit()
+	_, err := frame.ReadFrom(io.LimitReader(r, int64(limit)+1))
+	if err == nil && frame.Len() > limit {
+		return websocket.ErrReadLimit
+	}
+	return err
 }
 
 // leave ends a goroutine that reads.
@@ -133,8 +171,11 @@ func (s *socket) leave() {
 
 // end is the end of the reader, and of the socket.
 func (s *socket) end(err error) {
-	if errors.Is(err, websocket.ErrReadLimit) {
+	switch {
+	case errors.Is(err, websocket.ErrReadLimit):
 		s.fail(closeTooBig)
+	case undeflatable(err):
+		s.fail(closeNotDeflated)
 	}
 	if !gone(err) {
 		// A connection that is closed with unread bytes is reset, and the client may never see our close frame.
@@ -157,6 +198,12 @@ func (s *socket) end(err error) {
 	s.server.log.Debug("websocket closed", "code", code, "error", err)
 }
 
+// undeflatable reports whether a frame could not be decompressed.
+func undeflatable(err error) bool {
+	var corrupt flate.CorruptInputError
+	return errors.As(err, &corrupt) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
 // gone reports whether the client has left, so that nothing can be lost on the way to it.
 func gone(err error) bool {
 	var ne net.Error
@@ -176,24 +223,25 @@ func (s *socket) contain(cause any) bool {
 	return !s.ended
 }
 
-// allow charges the client for one frame (GCRA: credit is when it will be even).
-func (s *socket) allow() bool {
+// allow charges the client for one frame (GCRA: credit is when it will be even). A client that is to be treated with patience is
+// closed only when it has sent as much once more, and nothing else is read before the pause.
+func (s *socket) allow() (pause time.Duration, ok bool) {
 	s.server.metrics.received.Inc()
 	now := time.Now().UnixNano()
 	price := int64(time.Second) / int64(s.server.o.FramesPerSecond)
 	burst := int64(s.server.o.MaxWatches+2*s.server.o.FramesPerSecond) * price
-	credit := max(s.credit, now) + price
-	if credit-now > burst {
+	s.credit = max(s.credit, now) + price
+	over := s.credit - now - burst
+	if over > 0 && !s.dialect.patient() || over > burst {
 		s.fail(closeTooMuch)
-		return false
+		return 0, false
 	}
-	s.credit = credit
-	return true
+	return time.Duration(over), true
 }
 
 // pinged has the drain answer: a write needs a larger stack than the reader has, and there is one writer.
 func (s *socket) pinged(data string) error {
-	if s.allow() {
+	if _, ok := s.allow(); ok {
 		s.answer(websocket.PongMessage, []byte(data))
 	}
 	return nil
@@ -201,7 +249,7 @@ func (s *socket) pinged(data string) error {
 
 // ponged has the next sweep renew the read deadline.
 func (s *socket) ponged(string) error {
-	if s.allow() {
+	if _, ok := s.allow(); ok {
 		s.heard.Store(true)
 	}
 	return nil
@@ -245,45 +293,35 @@ func (s *socket) sweep(now time.Time) {
 	s.startAndUnlock()
 }
 
-// handle answers a data frame.
-func (s *socket) handle(kind int, frame []byte) {
+// handle answers a data frame, and returns how long to wait before the next one is read.
+func (s *socket) handle(kind int, frame []byte) (pause time.Duration) {
 	s.mu.Lock()
 	closing := s.closing != nil
 	s.mu.Unlock()
-	if closing || !s.allow() {
-		return
+	if closing {
+		return 0
 	}
-	if kind != websocket.TextMessage {
-		s.misuse(invalid("", "not a text frame"), "")
-		return
-	}
-	if !utf8.Valid(frame) {
-		s.fail(closeNotText) // RFC 6455 section 8.1
-		return
-	}
-	r, err := decode(frame, s.server.o.DefaultHub)
+	pause, ok := s.allow()
 	switch {
-	case s.reader.Principal() == nil && r.Type != typeAuth:
-		s.problem(auth.ErrUnauthenticated, r.Ref)
-		s.fail(closeUnauthenticated)
-		return
-	case err != nil:
-		s.misuse(err, r.Ref)
-		return
+	case !ok:
+	case kind != websocket.TextMessage:
+		s.misuse(invalid("", "not a text frame"), "")
+	case !utf8.Valid(frame):
+		s.fail(closeNotText) // RFC 6455 section 8.1
+	default:
+		if ref, err := s.dialect.obey(s, frame); err != nil {
+			s.misuse(err, ref)
+		} else {
+			s.strikes = 0
+		}
 	}
-	s.strikes = 0
-	switch r.Type {
-	case typeAuth:
-		s.auth(r)
-	case typeWatch:
-		s.watch(r)
-	case typeUnwatch:
-		s.unwatch(r)
-	}
+	return pause
 }
 
 func (s *socket) problem(err error, ref string) {
-	s.answer(websocket.TextMessage, problemFrame(problem.Of(err), ref))
+	if frame := s.dialect.refusal(problem.Of(err), ref); frame != nil {
+		s.answer(websocket.TextMessage, frame)
+	}
 }
 
 // misuse answers a frame that can never succeed.

@@ -56,7 +56,7 @@ func (s *socket) unwatch(r request) {
 
 // deliver writes what the client is told next, if anything; or returns it to be written, if it is the same for others. It
 // reports false when the socket cannot be written to.
-func (s *socket) deliver(now time.Time) (shared *websocket.PreparedMessage, ok bool) {
+func (s *socket) deliver(now time.Time) (shared *sharedFrame, ok bool) {
 	if s.reader.Principal().Expired(now) {
 		s.fail(closeExpired)
 		return nil, true
@@ -68,21 +68,18 @@ func (s *socket) deliver(now time.Time) (shared *websocket.PreparedMessage, ok b
 	}
 	s.more = !e.Last
 	if e.Kind != reader.Status || e.Own {
-		return nil, s.write(websocket.TextMessage, eventFrame(&e))
+		return nil, s.writeEvent(e)
 	}
-	if f, ok := e.Sight.Form(reader.StatusFrame); ok {
-		return f.(*websocket.PreparedMessage), true
+	if f, ok := e.Sight.Form(s.dialect.form()); ok {
+		return f.(*sharedFrame), true
 	}
-	return prepare(e), true
+	return share(s.dialect, e), true
 }
 
-// prepare encodes the frame of a status, once for all who are sent it.
-func prepare(e reader.Event) *websocket.PreparedMessage {
-	return e.Sight.Make(reader.StatusFrame, func() any {
-		f, err := websocket.NewPreparedMessage(websocket.TextMessage, eventFrame(&e))
-		if err != nil {
-			panic(err) // it writes to memory
-		}
-		return f
-	}).(*websocket.PreparedMessage)
+// writeEvent writes what only this client is told. It is not inlined, and has a copy: the event would escape, and
+// deliver allocate it for every frame.
+//
+//go:noinline
+func (s *socket) writeEvent(e reader.Event) bool {
+	return s.write(websocket.TextMessage, s.dialect.event(&e))
 }

@@ -1,4 +1,4 @@
-// Package wsapi pushes statuses over WebSocket: the protocol status.v1.json of docs/protocol.md.
+// Package wsapi pushes statuses over WebSocket: the protocols status.v1.json and json.webpubsub.azure.v1 of docs/protocol.md.
 //
 //	GET /v1/watch
 //
@@ -48,13 +48,21 @@ type Options struct {
 	Verify func(ctx context.Context, token string) (*auth.Principal, error)
 	Source *reader.Source // a change of its policy takes effect on open watches within about a second
 
+	// Redeem returns who was given a ticket, once. origin is where the handshake's page comes from, "" if it is no page's. Default: tickets are
+	// refused
+	Redeem func(ctx context.Context, ticket, origin string) (*auth.Principal, error)
+
+	// Compression lets clients compress, and compresses what they are sent if they offer to: permessage-deflate, RFC 7692. It saves
+	// traffic, and costs about 45 KiB for each client that is in the middle of a frame. Default off
+	Compression bool
+
 	DefaultHub string   // of instances that name none. Default "default"
 	Origins    []string // that browsers may come from, each exactly as in the Origin header. Default none
 
 	MaxSockets         int // Default 50,000
 	MaxUnauthenticated int // sockets that have not said yet who they are. Default 1,000
 	MaxWatches         int // on one socket, those that its lists may have included. Default 100
-	MaxFrameBytes      int // of one frame from a client. Default 16 KiB; 8 KiB at most until it is known who sends it
+	MaxFrameBytes      int // of one frame from a client, decompressed. Default 16 KiB; 8 KiB at most until it is known who sends it
 	FramesPerSecond    int // from one client, pings and pongs included, after a burst of MaxWatches and two seconds. Default 20
 
 	HandshakeTimeout time.Duration // to write the answer to the handshake. Default 5 s
