@@ -200,7 +200,7 @@ func (r *Reader) join(l *list, w *watch) {
 	w.extra.last = time.Time{}
 	w.extra.members = append(slices.Clone(w.extra.members), membership{list: l})
 	r.mu.Unlock()
-	w.Again()
+	w.lookAgain()
 }
 
 // leave makes an instance one of a list's no more, and closes its watch if nothing else wants it. It reports whether the list

@@ -202,7 +202,7 @@ func (r *Reader) restart(w *watch, t Terms) bool {
 	x := w.extra
 	x.named, x.interval, x.restarted, x.after = true, t.MinInterval, true, t.After
 	r.mu.Unlock()
-	w.Again()
+	w.lookAgain()
 	return true
 }
 
@@ -272,12 +272,14 @@ func (r *Reader) Reassess() {
 	r.editing.Lock()
 	defer r.editing.Unlock()
 	for w := range r.watches.all {
-		if w.extra != nil {
-			r.mu.Lock()
-			w.extra.urgent = true
-			r.mu.Unlock()
+		if w.extra == nil {
+			w.Again()
+			continue
 		}
-		w.Again()
+		r.mu.Lock()
+		w.extra.urgent = true
+		r.mu.Unlock()
+		w.lookAgain()
 	}
 	for _, l := range r.lists {
 		l.found.Again()

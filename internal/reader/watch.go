@@ -103,6 +103,13 @@ func (w *watch) Wake() {
 	r.sink.Wake()
 }
 
+// lookAgain has Next look at the watch once more: at what waits already, of which the hub does not wake it, and at what
+// the hub reads.
+func (w *watch) lookAgain() {
+	w.Again()
+	w.Wake()
+}
+
 // takeWithTerms is what Next does for a watch with terms or in lists. It leaves all that is to be told in later.
 func (w *watch) takeWithTerms() {
 	left, urgent := w.left()

@@ -1,6 +1,7 @@
 package wsapi
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -40,7 +41,7 @@ type query struct {
 	RuntimeStatus []string          `json:"runtimeStatus"`
 	Labels        map[string]string `json:"labels"`
 	Limit         int               `json:"limit"`
-	Unknown       jsontext.Value    `json:",unknown"`
+	Unknown       jsontext.Value    `json:",embed"`
 }
 
 func (q *query) query() *status.Query {
@@ -50,7 +51,9 @@ func (q *query) query() *status.Query {
 		if !ok {
 			known = status.RuntimeStatus(text) // Validate says so
 		}
-		s.RuntimeStatus = append(s.RuntimeStatus, known)
+		if !slices.Contains(s.RuntimeStatus, known) {
+			s.RuntimeStatus = append(s.RuntimeStatus, known)
+		}
 	}
 	return s
 }

@@ -2,6 +2,7 @@ package wsapi_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -34,21 +35,99 @@ import (
 type redis struct {
 	mu         sync.Mutex
 	offer      func(*status.Record)
+	touch      func(status.Index, []status.Key)
 	records    map[status.Key]*status.Record
 	subscribed map[status.Key]bool
+	indexes    map[status.Index]bool // that are subscribed
 	away       bool
+	lists      int // that have been read as a whole
 }
+
+// labels are those that have an index.
+func labels() []string { return []string{"owner"} }
 
 func (r *redis) put(record *status.Record) {
 	r.mu.Lock()
-	if old := r.records[record.Key()]; old == nil || old.Version < record.Version {
+	old := r.records[record.Key()]
+	if old == nil || old.Version < record.Version {
 		r.records[record.Key()] = record
 	}
 	push := r.subscribed[record.Key()] && !r.away
+	var touched []status.Index
+	for _, in := range append(old.Indexes(labels()), record.Indexes(labels())...) {
+		if r.indexes[in] && !r.away && !slices.Contains(touched, in) {
+			touched = append(touched, in)
+		}
+	}
 	r.mu.Unlock()
 	if push {
 		r.offer(record)
 	}
+	for _, in := range touched {
+		r.touch(in, []status.Key{record.Key()})
+	}
+}
+
+func (r *redis) SubscribeLists(_ context.Context, indexes []status.Index) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.away {
+		return status.ErrUnavailable
+	}
+	for _, in := range indexes {
+		r.indexes[in] = true
+	}
+	return nil
+}
+
+func (r *redis) UnsubscribeLists(indexes []status.Index) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, in := range indexes {
+		delete(r.indexes, in)
+	}
+}
+
+func (r *redis) List(_ context.Context, q *status.Query, from status.Cursor, n int) (status.Page, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.away {
+		return status.Page{}, status.ErrUnavailable
+	}
+	if from == (status.Cursor{}) {
+		r.lists++
+	}
+	var entries []*status.Record
+	for _, record := range r.records {
+		if slices.Contains(record.Indexes(labels()), q.Index(labels())) {
+			entries = append(entries, record)
+		}
+	}
+	slices.SortFunc(entries, func(a, b *status.Record) int {
+		return cmp.Or(cmp.Compare(b.Version, a.Version), cmp.Compare(a.InstanceID, b.InstanceID))
+	})
+	var page status.Page
+	place, looked := status.Cursor{}, 0
+	for _, record := range entries {
+		if record.Version == place.Version {
+			place.Ties++
+		} else {
+			place = status.Cursor{Version: record.Version, Ties: 1}
+		}
+		if from.Version != 0 && (place.Version > from.Version || place.Version == from.Version && place.Ties <= from.Ties) {
+			continue
+		}
+		if looked == n {
+			return page, nil
+		}
+		looked++
+		page.Next = place
+		if q.Match(record) {
+			page.Records, page.After = append(page.Records, record), append(page.After, place)
+		}
+	}
+	page.Next = status.Cursor{}
+	return page, nil
 }
 
 func (r *redis) expire(k status.Key) {
@@ -141,6 +220,7 @@ type world struct {
 	testing.TB
 	*redis
 	hub     *hub.Hub
+	queries *hub.Lists
 	server  *wsapi.Server
 	policy  atomic.Pointer[policy.Policy]
 	network network
@@ -158,11 +238,20 @@ type network interface {
 
 func start(t testing.TB, n network, o wsapi.Options) *world {
 	w := &world{TB: t, network: n}
-	w.redis = &redis{records: map[status.Key]*status.Record{}, subscribed: map[status.Key]bool{}}
-	w.hub = hub.New(hub.Options{})
-	w.offer = w.hub.Offer
+	w.redis = &redis{records: map[status.Key]*status.Record{}, subscribed: map[status.Key]bool{}, indexes: map[status.Index]bool{}}
 	w.policy.Store(development(t))
-	o.Source = reader.NewSource(w.hub, hub.NewLists(hub.ListOptions{}), w.policy.Load)
+	w.hub = hub.New(hub.Options{
+		StaleAfter: func(r *status.Record) time.Duration {
+			if p := w.policy.Load(); p != nil { // some tests take it away
+				return p.StaleAfter(r)
+			}
+			return 0
+		},
+		Metrics: o.Metrics,
+	})
+	w.queries = hub.NewLists(hub.ListOptions{Labels: labels(), Metrics: o.Metrics})
+	w.offer, w.touch = w.hub.Offer, w.queries.Touch
+	o.Source = reader.NewSource(w.hub, w.queries, w.policy.Load)
 	if o.Verify == nil {
 		o.Verify = verify
 	}
@@ -171,6 +260,7 @@ func start(t testing.TB, n network, o wsapi.Options) *world {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	w.running.Go(func() { _ = w.hub.Run(ctx, w.redis, w.redis) })
+	w.running.Go(func() { _ = w.queries.Run(ctx, w.redis, w.redis) })
 	w.running.Go(func() { _ = w.server.Run(ctx) })
 	w.running.Go(func() { _ = w.http.Serve(n) })
 	return w
@@ -255,8 +345,12 @@ func subprotocol(token string) http.Header {
 
 // handshake returns the connection, or the answer of a server that refuses.
 func (w *world) handshake(h http.Header) (*websocket.Conn, *http.Response, error) {
-	d := websocket.Dialer{NetDial: func(string, string) (net.Conn, error) { return w.network.dial() }}
-	return d.Dial("ws://relay.test/v1/watch", h)
+	return w.handshakeWith("", websocket.Dialer{}, h)
+}
+
+func (w *world) handshakeWith(query string, d websocket.Dialer, h http.Header) (*websocket.Conn, *http.Response, error) {
+	d.NetDial = func(string, string) (net.Conn, error) { return w.network.dial() }
+	return d.Dial("ws://relay.test/v1/watch"+query, h)
 }
 
 // open opens a socket, prepares the connection, and starts to read.
@@ -266,6 +360,11 @@ func (w *world) open(h http.Header, prepare ...func(*websocket.Conn)) *client {
 	if err != nil {
 		w.Fatalf("handshake: %v (%v)", err, answer)
 	}
+	return w.client(conn, answer, prepare...)
+}
+
+// client starts to read from a connection.
+func (w *world) client(conn *websocket.Conn, answer *http.Response, prepare ...func(*websocket.Conn)) *client {
 	for _, f := range prepare {
 		f(conn)
 	}
@@ -303,6 +402,8 @@ func (c *client) read() {
 func short(frame []byte) string {
 	var f struct {
 		Type, Ref, Hub, InstanceID, Title string
+		List, Field                       string
+		More                              bool
 		Status                            json.RawMessage
 		Version                           int64
 		Instances                         []struct{ Hub, InstanceID string }
@@ -317,10 +418,22 @@ func short(frame []byte) string {
 	for _, i := range f.Instances {
 		words = append(words, i.InstanceID)
 	}
+	if f.List != "" {
+		words = append(words, f.List)
+	}
 	if f.InstanceID != "" {
-		words = append(words, f.InstanceID, fmt.Sprint(f.Version))
+		words = append(words, f.InstanceID)
+	}
+	if f.Version != 0 {
+		words = append(words, fmt.Sprint(f.Version))
 	}
 	switch f.Type {
+	case "listed":
+		if f.More {
+			words = append(words, "more")
+		}
+	case "message", "ack", "system", "pong":
+		return shortPubsub(frame)
 	case "status":
 		var view struct{ CustomStatus json.RawMessage }
 		_ = json.Unmarshal(f.Status, &view)
@@ -350,6 +463,20 @@ func (c *client) wants(events ...string) {
 		if got := c.next(); got != want {
 			c.t.Fatalf("got %q, want %q", got, want)
 		}
+	}
+}
+
+// wantsInAnyOrder fails the test unless these are the next events, in whatever order.
+func (c *client) wantsInAnyOrder(events ...string) {
+	c.t.Helper()
+	var got []string
+	for range events {
+		got = append(got, c.next())
+	}
+	slices.Sort(got)
+	slices.Sort(events)
+	if !slices.Equal(got, events) {
+		c.t.Fatalf("got %q, want %q", got, events)
 	}
 }
 
@@ -383,6 +510,13 @@ func (c *client) watch(instances ...string) {
 func (c *client) unwatch(instances ...string) {
 	c.send(`{"type":"unwatch","instances":[` + list(instances) + `]}`)
 }
+
+// watchList sends a watch frame for what a query selects.
+func (c *client) watchList(name, query string, more ...string) {
+	c.send(fmt.Sprintf(`{"type":"watch","list":%q,"query":%s%s}`, name, query, strings.Join(more, "")))
+}
+
+func (c *client) unwatchList(name string) { c.send(fmt.Sprintf(`{"type":"unwatch","list":%q}`, name)) }
 
 func list(instances []string) string {
 	items := make([]string, len(instances))
@@ -421,4 +555,13 @@ func with(r *status.Record, change func(*status.Record)) *status.Record {
 func body(r *http.Response) string {
 	b, _ := io.ReadAll(r.Body)
 	return string(bytes.TrimSpace(b))
+}
+
+// ended returns a record of an instance that has completed.
+func ended(r *status.Record) *status.Record {
+	return with(r, func(r *status.Record) { r.Lifecycle.RuntimeStatus = status.Completed })
+}
+
+func purged(id string, version int64) *status.Record {
+	return &status.Record{Hub: "default", InstanceID: id, Version: version, Purged: true}
 }
