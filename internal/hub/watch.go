@@ -24,7 +24,7 @@ type Watch struct {
 	next, prev *Watch    // guarded by instance.mu
 
 	pending atomic.Pointer[Snapshot]
-	taken   atomic.Int64 // version of what was taken last
+	taken   atomic.Int64 // twice the version of what was taken last, less one if that is to be given again
 }
 
 // Key names the watched instance.
@@ -33,10 +33,10 @@ func (w *Watch) Key() status.Key { return w.instance.key }
 // Take returns the newest snapshot that was offered and not taken yet, or nil. Calls must not be concurrent.
 func (w *Watch) Take() *Snapshot {
 	s := w.pending.Swap(nil)
-	if s == nil || s.Version <= w.taken.Load() {
+	if s == nil || 2*s.Version <= w.taken.Load() {
 		return nil // an offer that looked at taken just before it was raised
 	}
-	w.taken.Store(s.Version)
+	w.taken.Store(2 * s.Version)
 	return s
 }
 
@@ -49,7 +49,9 @@ func (w *Watch) Ending() bool {
 // Again has the state of the instance read and given to this watch once more, though its version be the same:
 // what the reader may see of it has changed. Whoever takes a snapshot after Again was called must judge it by the new rights.
 func (w *Watch) Again() {
-	w.taken.Store(0)
+	if taken := w.taken.Load(); taken%2 == 0 && taken > 0 {
+		w.taken.CompareAndSwap(taken, taken-1) // fails if something newer is taken now, which is judged by the new rights
+	}
 	w.instance.hub.look(w.instance)
 }
 
@@ -71,7 +73,7 @@ func (w *Watch) Close() {
 func (w *Watch) offer(s *Snapshot) (conflated bool) {
 	for {
 		p := w.pending.Load()
-		if p != nil && p.Version >= s.Version || w.taken.Load() >= s.Version {
+		if p != nil && p.Version >= s.Version || w.taken.Load() >= 2*s.Version {
 			return false
 		}
 		if w.pending.CompareAndSwap(p, s) {

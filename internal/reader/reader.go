@@ -117,6 +117,7 @@ type Reader struct {
 	lists   map[string]*list // the same; nil until there is one
 	ready   []*list          // guarded by mu: those that have found something
 	later   []Event          // guarded by mu: to be told before anything else
+	paused  int32            // guarded by mu: how often Pause was called, and Resume was not
 	closed  bool             // guarded by mu
 }
 
@@ -198,6 +199,7 @@ func (r *Reader) restart(w *watch, t Terms) bool {
 	if len(w.memberships()) == 0 {
 		return false
 	}
+	r.takeBack(w.Key())
 	r.mu.Lock()
 	x := w.extra
 	x.named, x.interval, x.restarted, x.after = true, t.MinInterval, true, t.After
@@ -236,7 +238,7 @@ func (r *Reader) takeBack(keys ...status.Key) {
 		}
 	}
 	r.later = slices.DeleteFunc(r.later, func(e Event) bool {
-		return (e.Kind == Status || e.Kind == Gone) && slices.Contains(keys, e.Key) && !slices.Contains(left, e.Key)
+		return (e.Kind == Status || e.Kind == Gone && r.watches.find(e.Key) == nil) && slices.Contains(keys, e.Key) && !slices.Contains(left, e.Key)
 	})
 }
 
@@ -311,9 +313,24 @@ func (r *Reader) Next(e *Event) bool {
 	}
 }
 
+// Pause has Next find nothing until Resume has been called as often, after which it is to be asked once more: so a
+// transport can write that something is watched before anything of it, whenever that is written.
+func (r *Reader) Pause() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.paused++
+}
+
+// Resume ends a pause.
+func (r *Reader) Resume() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.paused--
+}
+
 // pop returns a watch that has something pending, if there is nothing to be done before it. It needs mu.
 func (r *Reader) pop() *watch {
-	if r.closed || len(r.later) > 0 || len(r.ready) > 0 {
+	if r.closed || r.paused > 0 || len(r.later) > 0 || len(r.ready) > 0 {
 		return nil
 	}
 	for r.woken != nil {
@@ -334,7 +351,7 @@ func (r *Reader) pop() *watch {
 func (r *Reader) next(e *Event) (event, more bool) {
 	r.mu.Lock()
 	switch {
-	case r.closed:
+	case r.closed, r.paused > 0:
 	case len(r.later) > 0:
 		*e = r.later[0]
 		if r.later = r.later[1:]; len(r.later) == 0 {

@@ -7,15 +7,24 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// answer has a frame written before any status. A client that makes the server answer more than it reads is closed.
-func (s *socket) answer(kind int, frame []byte) {
+// answer has a frame written before any status that is not being written already. A client that makes the server answer
+// more than it reads is closed.
+func (s *socket) answer(kind int, frame []byte) { s.answerWith(answer{kind: kind, frame: frame}) }
+
+// answerBefore has a frame written before anything that the reader is going to find.
+func (s *socket) answerBefore(frame []byte) {
+	s.reader.Pause()
+	s.answerWith(answer{websocket.TextMessage, frame, true})
+}
+
+func (s *socket) answerWith(a answer) {
 	s.mu.Lock()
 	if s.ended || s.closing != nil {
 		s.mu.Unlock()
 		return
 	}
-	s.answers = append(s.answers, answer{kind, frame})
-	if s.waiting += int32(len(frame)) + answerCost; s.waiting > maxAnswers {
+	s.answers = append(s.answers, a)
+	if s.waiting += int32(len(a.frame)) + answerCost; s.waiting > maxAnswers {
 		s.closing = closeUnread
 	}
 	s.startAndUnlock()
@@ -96,6 +105,10 @@ func (s *socket) advance() (shared *sharedFrame, now time.Time, more bool) {
 		for _, a := range answers {
 			if !s.write(a.kind, a.frame) {
 				return nil, now, false
+			}
+			if a.before {
+				s.reader.Resume()
+				s.more = true
 			}
 		}
 		return nil, now, true

@@ -140,6 +140,7 @@ func (d pubsubDialect) join(s *socket, r *pubsubRequest) {
 	case !s.reader.Has(k) && s.reader.Watches() >= s.server.o.MaxWatches:
 		r.ack(s, problem.TooMany(0))
 	default:
+		s.reader.Unwatch(k) // or it would be told twice
 		r.ack(s, problem.Problem{})
 		s.reader.Watch(k, reader.Terms{})
 	}

@@ -86,8 +86,9 @@ type socket struct {
 
 // An answer is a frame that a client has asked for.
 type answer struct {
-	kind  int
-	frame []byte
+	kind   int
+	frame  []byte
+	before bool // what the client is told of what it asked for; the reader is paused until it is written
 }
 
 // enter lets the principal in, or replaces it by one with a newer token.

@@ -21,7 +21,9 @@ func (s *socket) watch(r request) {
 		s.answer(websocket.TextMessage, problemFrame(problem.TooMany(0), r.Ref))
 		return
 	}
-	s.answer(websocket.TextMessage, r.answer(typeWatching))
+	// Nothing of what is replaced may follow the answer, nor anything else precede it.
+	s.stop(r)
+	s.answerBefore(r.answer(typeWatching))
 	interval := time.Duration(r.MinInterval) * time.Millisecond
 	if r.List != "" {
 		s.reader.WatchList(r.List, r.Query.query(), r.Query.Limit, interval)
@@ -45,13 +47,18 @@ func (s *socket) additional(instances []instance) int {
 }
 
 func (s *socket) unwatch(r request) {
+	s.stop(r)
+	s.answer(websocket.TextMessage, r.answer(typeUnwatched))
+}
+
+// stop ends the list, or the watches by name, that a request is about.
+func (s *socket) stop(r request) {
 	if r.List != "" {
 		s.reader.UnwatchList(r.List)
 	}
 	for i := range r.Instances {
 		s.reader.Unwatch(r.Instances[i].key())
 	}
-	s.answer(websocket.TextMessage, r.answer(typeUnwatched))
 }
 
 // deliver writes what the client is told next, if anything; or returns it to be written, if it is the same for others. It
