@@ -127,8 +127,8 @@ func (r *Relay) watching() {
 		Logger: r.Log, Metrics: r.Metrics,
 	})
 	r.sockets = wsapi.New(wsapi.Options{
-		Verify: r.Verifier.Verify, Source: source, DefaultHub: c.DefaultHub, Origins: c.Origins,
-		MaxSockets: c.Watch.MaxSockets, MaxWatches: c.Watch.MaxWatches,
+		Verify: r.Verifier.Verify, Redeem: tickets.Redeem, Source: source, DefaultHub: c.DefaultHub, Origins: c.Origins,
+		Compression: c.Watch.Compression, MaxSockets: c.Watch.MaxSockets, MaxWatches: c.Watch.MaxWatches,
 		PingInterval: c.Watch.PingInterval, WriteTimeout: c.Watch.WriteTimeout, DrainPeriod: c.DrainTimeout,
 		Logger: r.Log, Metrics: r.Metrics,
 	})
