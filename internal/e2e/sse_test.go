@@ -533,11 +533,11 @@ func TestEventsPassAProxyThatBuffers(t *testing.T) {
 func TestHeartbeatsKeepAStreamThroughAProxy(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
-	r := w.relay(nil, func(c *relay.Config) { c.Read.Heartbeat = 200 * time.Millisecond })
-	proxied := &replica{base: w.nginx(r, "proxy_read_timeout 1s;")}
+	r := w.relay(nil, func(c *relay.Config) { c.Read.Heartbeat = 500 * time.Millisecond })
+	proxied := &replica{base: w.nginx(r, "proxy_read_timeout 6s;")} // a busy machine may stand still for a while
 	k := key("order-1")
 	s := w.feed(instanceURL(proxied, k), w.customer)
-	s.await("ten heartbeats", func() bool { return s.comments >= 10 }) // two seconds of silence
+	s.await("twenty heartbeats", func() bool { return s.comments >= 20 }) // for eight seconds of silence
 	w.send(progress(k.InstanceID, 1, 10))
 	s.sees(k, 10)
 }
