@@ -1,8 +1,10 @@
 package httpapi
 
 import (
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,9 +24,9 @@ func (a *API) durable(w http.ResponseWriter, r *http.Request) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	query := r.URL.Query()
+	query := durableQuery(r.URL.Query())
 	key := status.Key{Hub: a.o.DefaultHub, InstanceID: r.PathValue("instanceId")}
-	if hub := query.Get("taskHub"); hub != "" {
+	if hub := query.text("taskHub"); hub != "" {
 		key.Hub = hub
 	}
 	if status.ValidHub(key.Hub) != nil || status.ValidInstanceID(key.InstanceID) != nil {
@@ -46,29 +48,47 @@ func (a *API) durable(w http.ResponseWriter, r *http.Request) (int, error) {
 		code = http.StatusAccepted
 		h.Set("Location", a.location(r, query))
 		h.Set("Retry-After", seconds(a.retryAfter(record, time.Now())))
-	case record.RuntimeStatus() == status.Failed && strings.EqualFold(query.Get("returnInternalServerErrorOnFailure"), "true"):
+	case record.RuntimeStatus() == status.Failed && strings.EqualFold(query.text("returnInternalServerErrorOnFailure"), "true"):
 		code = http.StatusInternalServerError
 	}
 	return writeJSON(w, code, durableStatus(audience, record)), nil
 }
 
+// A durableQuery has parameters whose names are matched in any case, as the built-in URL's are.
+type durableQuery url.Values
+
+// text is the first value of a parameter, "" if there is none.
+func (q durableQuery) text(name string) string {
+	for _, n := range slices.Sorted(maps.Keys(q)) {
+		if strings.EqualFold(n, name) {
+			return q[n][0]
+		}
+	}
+	return ""
+}
+
 // location is the URL that the caller has asked for. A function key, which existing callers send and nobody here wants, is
 // not sent back.
-func (a *API) location(r *http.Request, query url.Values) string {
+func (a *API) location(r *http.Request, query durableQuery) string {
 	base := a.o.PublicURL
-	if base == "" {
+	if base == "" && plainHost(r.Host) { // else the path will do (RFC 9110 section 10.2.2)
 		scheme := "http"
 		if r.TLS != nil {
 			scheme = "https"
 		}
 		base = scheme + "://" + r.Host
 	}
-	query.Del("code")
+	maps.DeleteFunc(query, func(name string, _ []string) bool { return strings.EqualFold(name, "code") })
 	u := base + r.URL.EscapedPath()
-	if encoded := query.Encode(); encoded != "" {
+	if encoded := url.Values(query).Encode(); encoded != "" {
 		u += "?" + encoded
 	}
 	return u
+}
+
+// plainHost reports whether that is a host, and a port perhaps. net/http lets more pass, which callers may take for more.
+func plainHost(host string) bool {
+	return host != "" && strings.Trim(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:[]") == ""
 }
 
 // durableStatus is a view in the form of Durable Functions' status object: every member is always there, as its clients

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"time"
@@ -19,7 +20,9 @@ func (a *API) ticket(w http.ResponseWriter, r *http.Request) (int, error) {
 	if err := parseParams(r).err(); err != nil {
 		return 0, err
 	}
-	ticket, expires, err := a.o.Tickets.Issue(r.Context(), who, auth.Origin(r))
+	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
+	defer cancel()
+	ticket, expires, err := a.o.Tickets.Issue(ctx, who, auth.Origin(r))
 	if err != nil {
 		return 0, err
 	}
