@@ -1,10 +1,10 @@
 package httpapi_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -121,7 +121,10 @@ func (v *viewer) answer() *httptest.ResponseRecorder {
 	v.t.Helper()
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	w := &httptest.ResponseRecorder{Code: v.code, HeaderMap: v.header.Clone(), Body: bytes.NewBuffer(slices.Concat(v.got, v.buffered))}
+	w := httptest.NewRecorder()
+	maps.Copy(w.Header(), v.header)
+	w.WriteHeader(v.code)
+	_, _ = w.Write(slices.Concat(v.got, v.buffered))
 	check(v.t, v.r, w)
 	return w
 }
