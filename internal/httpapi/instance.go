@@ -145,13 +145,15 @@ func (k *known) news(s seen) bool {
 
 // await answers when the caller's view is no longer the one that they have, or when they have waited long enough. Meanwhile
 // the store is not asked: the hub tells what changes.
+//
+// The server's deadline for reading a request is left alone, here and by streams: net/http lifts it when there is no body. When
+// there is one, the server reads it before it answers, and who keeps it back would keep the connection.
 func (a *API) await(w http.ResponseWriter, r *http.Request, who *auth.Principal, has known, wait time.Duration) (int, error) {
 	leave, err := a.waiting.enter(who)
 	if err != nil {
 		return 0, err
 	}
 	defer leave()
-	mayTakeLong(w, r)
 	preference := "wait=" + seconds(wait)
 	var c cell
 	c.wake = make(chan struct{}, 1)
@@ -209,14 +211,6 @@ func (a *API) conclude(w http.ResponseWriter, who *auth.Principal, has *known, p
 		return a.respond(w, now, preference)
 	}
 	return a.notModified(w, now, preference)
-}
-
-// mayTakeLong lifts the server's deadline for reading the request, which would otherwise end it. Not of one with a body: the
-// server reads that before it answers, and who keeps it back would keep the connection.
-func mayTakeLong(w http.ResponseWriter, r *http.Request) {
-	if r.ContentLength == 0 {
-		_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // fails where there is none
-	}
 }
 
 // A cell is a watch whose reader is a request.

@@ -55,7 +55,6 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request, who *auth.Principal
 	}
 	defer leave()
 	s := &stream{api: a, control: http.NewResponseController(w), wake: make(chan struct{}, 1), w: w}
-	mayTakeLong(w, r)
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "private, no-cache, no-transform") // whoever compresses also collects

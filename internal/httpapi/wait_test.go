@@ -182,6 +182,7 @@ func TestAfterAnswersOnlyWhatIsNewer(t *testing.T) {
 			}
 		}
 		a := w.ask(t, fmt.Sprintf("%s?after=%d", aPath, r.Version+1), "operator.x", "Prefer", "wait=30")
+		a.want("at first", 0)
 		r = changed(r, custom(`{"percent":61}`))
 		w.store.put(r)
 		a.want("changed, to what the caller has from another replica", 0)
@@ -239,6 +240,37 @@ func TestWhatIsGoneWhileWaitingIsNotFound(t *testing.T) {
 			time.Sleep(30 * time.Second)
 			a.want("at the end", 404)
 		})
+	})
+}
+
+func TestWhatAPolicyShowsMeanwhileIsNewsAtTheEnd(t *testing.T) {
+	bubble(t, httpapi.Options{}, func(t *testing.T, w *world) {
+		w.store.put(current("a"))
+		a := w.ask(t, aPath, "customer.u-1", "If-None-Match", "*", "Prefer", "wait=30")
+		a.want("at first", 0)
+		w.setPolicy(t, policyOf(strings.Replace(onlyOperators, "'operator' in", "'customer' in", 1)))
+		time.Sleep(30 * time.Second)
+		a.want("at the end", 200)
+		if !strings.Contains(a.w.Body.String(), "internalCost") {
+			t.Errorf("got %s", a.w.Body)
+		}
+	})
+}
+
+func TestNothingIsToldAtTheMomentAtWhichATokenExpires(t *testing.T) {
+	bubble(t, httpapi.Options{}, func(t *testing.T, w *world) {
+		r := current("a")
+		w.store.put(r)
+		for range 30 { // which of two things comes first is left to chance
+			a := w.ask(t, aPath, "operator.x.10", "If-None-Match", w.etag(t, "operator.x"), "Prefer", "wait=30")
+			v := w.view(t, aPath, "operator.y.10", "Last-Event-ID", fmt.Sprint(r.Version))
+			v.want("at first")
+			time.Sleep(10 * time.Second)
+			r = changed(r, custom(fmt.Sprint(r.Version)))
+			w.store.put(r)
+			a.want("who waits", 401)
+			v.want("a stream")
+		}
 	})
 }
 
