@@ -167,6 +167,13 @@ func TestDropInTaskHubIsTheHub(t *testing.T) {
 			t.Errorf("%s: got %d, want %d", path, got.Code, want)
 		}
 	}
+	w.store.took()
+	for _, path := range []string{"a?taskHub=a.b", "a?taskHub=%00", "@a", "a%2Fb"} {
+		get(t, w.api, dropIn+path, "operator.x")
+	}
+	if n := w.store.took(); n != 0 {
+		t.Errorf("the store was asked %d times for what nobody can have stored", n)
+	}
 	if got := get(t, w.api, dropIn+"a", "customer.u-2"); got.Code != 404 || got.Body.String() != get(t, w.api, dropIn+"missing", "customer.u-2").Body.String() {
 		t.Errorf("not theirs: got %d %s", got.Code, got.Body)
 	}

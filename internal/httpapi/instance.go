@@ -184,8 +184,6 @@ func (a *API) await(w http.ResponseWriter, r *http.Request, who *auth.Principal,
 		switch {
 		case snapshot == nil:
 			continue
-		case who.Expired(time.Now()):
-			return 0, auth.ErrExpired
 		case snapshot.Gone():
 			return 0, status.ErrNotFound
 		}

@@ -398,6 +398,25 @@ func TestStreamEndsWithTheToken(t *testing.T) {
 	})
 }
 
+func TestNothingIsBegunForATokenThatHasExpired(t *testing.T) {
+	bubble(t, httpapi.Options{}, func(t *testing.T, w *world) {
+		version := int64(100)
+		for range 30 { // which of two things that have happened is looked at first is left to chance
+			w.store.put(at("a", version, int(version)))
+			v := w.view(t, aPath, "operator.x.10", "Last-Event-ID", fmt.Sprint(version))
+			v.want("at first")
+			time.Sleep(9 * time.Second)
+			v.slowDown(5 * time.Second)
+			w.store.put(at("a", version+1, 1))
+			synctest.Wait()
+			w.store.put(at("a", version+2, 2))
+			time.Sleep(time.Minute)
+			v.want("what was being written", fmt.Sprint("status a ", version+1))
+			version += 2
+		}
+	})
+}
+
 func TestRightsThatAPolicyTakesAreGoneWithinAHeartbeat(t *testing.T) {
 	for name, busy := range map[string]bool{"quiet": false, "busy": true} {
 		t.Run(name, func(t *testing.T) {

@@ -257,23 +257,6 @@ func TestWhatAPolicyShowsMeanwhileIsNewsAtTheEnd(t *testing.T) {
 	})
 }
 
-func TestNothingIsToldAtTheMomentAtWhichATokenExpires(t *testing.T) {
-	bubble(t, httpapi.Options{}, func(t *testing.T, w *world) {
-		r := current("a")
-		w.store.put(r)
-		for range 30 { // which of two things comes first is left to chance
-			a := w.ask(t, aPath, "operator.x.10", "If-None-Match", w.etag(t, "operator.x"), "Prefer", "wait=30")
-			v := w.view(t, aPath, "operator.y.10", "Last-Event-ID", fmt.Sprint(r.Version))
-			v.want("at first")
-			time.Sleep(10 * time.Second)
-			r = changed(r, custom(fmt.Sprint(r.Version)))
-			w.store.put(r)
-			a.want("who waits", 401)
-			v.want("a stream")
-		}
-	})
-}
-
 func TestWaitEndsWithTheToken(t *testing.T) {
 	bubble(t, httpapi.Options{}, func(t *testing.T, w *world) {
 		r := current("a")
