@@ -73,7 +73,7 @@ type Options struct {
 	RetryMin, RetryMax time.Duration // bounds of Retry-After. Default 1 s, 1 min
 
 	Heartbeat    time.Duration // between comments in a stream at most; up to a quarter shorter at random. Default 15 s
-	WriteTimeout time.Duration // to write what a stream has. Default 10 s
+	WriteTimeout time.Duration // to write what a stream has, or an answer. Default 10 s
 
 	Logger  *slog.Logger          // default: none
 	Metrics prometheus.Registerer // default: counted nowhere visible
@@ -160,6 +160,7 @@ type answer func(w http.ResponseWriter, r *http.Request) (code int, err error)
 func (a *API) handle(f answer, methods ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
+		w = &boundedWriter{w, a.o.WriteTimeout}
 		h := w.Header()
 		h.Add("Vary", "Authorization, Accept") // beside what CORS has set
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -176,6 +177,27 @@ func (a *API) handle(f answer, methods ...string) http.Handler {
 		a.metrics.requests.WithLabelValues(strconv.Itoa(code)).Observe(time.Since(start).Seconds())
 	})
 }
+
+// A boundedWriter bounds the time in which an answer must be read. The server bounds none, because of streams, which do so
+// themselves.
+type boundedWriter struct {
+	http.ResponseWriter
+	timeout time.Duration
+}
+
+// minRate is what a client must be able to read, in bytes per second, if an answer is long.
+const minRate = 64 << 10
+
+// WriteHeader begins an answer that is written at once.
+func (w *boundedWriter) WriteHeader(code int) {
+	length, _ := strconv.Atoi(w.Header().Get("Content-Length"))
+	deadline := time.Now().Add(w.timeout + time.Duration(length)*time.Second/minRate)
+	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(deadline) // fails where there is none
+	w.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *boundedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // callerLeft is the status under which requests are counted whose callers did not stay for the answer: nginx's.
 const callerLeft = 499

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"statusrelay/internal/httpapi"
 	"statusrelay/internal/status"
 )
 
@@ -164,4 +165,46 @@ func TestHeadHasHeadersOnly(t *testing.T) {
 	if answer.StatusCode != 200 || answer.Header.Get("ETag") == "" || answer.ContentLength <= 0 {
 		t.Errorf("got %d %v", answer.StatusCode, answer.Header)
 	}
+}
+
+// untilWhen is a response that knows by when it must be written.
+type untilWhen struct {
+	*httptest.ResponseRecorder
+	deadline time.Time
+}
+
+func (u *untilWhen) SetWriteDeadline(at time.Time) error {
+	u.deadline = at
+	return nil
+}
+
+func TestAnswersMustBeReadInTime(t *testing.T) {
+	bubble(t, httpapi.Options{}, func(t *testing.T, w *world) {
+		w.store.put(current("a"))
+		big := current("big")
+		big.Progress.CustomStatus = json.RawMessage(`"` + strings.Repeat("x", 64<<10) + `"`)
+		w.store.put(big)
+		for path, least := range map[string]time.Duration{
+			aPath:                    10 * time.Second,
+			"/v1/instances/b":        10 * time.Second,
+			"/v1/instances?id=a":     10 * time.Second,
+			"/v1/instances?x":        10 * time.Second,
+			"/v1/instances/big":      11 * time.Second, // at 64 KiB/s
+			"/v1/instances?id=big":   11 * time.Second,
+			"/v1/instances?limit=99": 11 * time.Second,
+		} {
+			u := &untilWhen{ResponseRecorder: httptest.NewRecorder()}
+			r := newRequest(http.MethodGet, path, "operator.x")
+			w.api.ServeHTTP(u, r)
+			check(t, r, u.ResponseRecorder)
+			if left := time.Until(u.deadline); left < least || left > least+100*time.Millisecond {
+				t.Errorf("%s: must be read within %s, want %s", path, left, least)
+			}
+		}
+		u := &untilWhen{ResponseRecorder: httptest.NewRecorder()}
+		w.api.ServeHTTP(u, newRequest(http.MethodGet, aPath, "operator.x", "If-None-Match", "*", "Prefer", "wait=30"))
+		if left := time.Until(u.deadline); left != 10*time.Second || u.Code != 304 {
+			t.Errorf("%d, must be read within %s of the end of the wait", u.Code, left)
+		}
+	})
 }
