@@ -426,6 +426,7 @@ func dial(t *testing.T, s *httptest.Server, request string) (net.Conn, *bufio.Re
 }
 
 func TestWaitOutlivesTheServersReadTimeout(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, httpapi.Options{MaxWait: time.Second}, record("a"))
 	s := serve(t, w.api, 100*time.Millisecond)
 	for range 2 { // the second on the same connection
@@ -447,6 +448,7 @@ func TestWaitOutlivesTheServersReadTimeout(t *testing.T) {
 }
 
 func TestWhoKeepsABodyBackCannotKeepTheConnection(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, httpapi.Options{MaxWait: time.Second}, record("a"))
 	s := serve(t, w.api, 100*time.Millisecond)
 	for _, accept := range []string{"application/json", "text/event-stream"} {
