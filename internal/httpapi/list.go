@@ -204,7 +204,8 @@ func maySelect(audience *policy.Audience, who *auth.Principal, q *status.Query) 
 	return true
 }
 
-// A body is the answer with several instances. Its ETag depends on what the views' do, and on their order.
+// A body is the answer with several instances. Its ETag depends on what the views' do, on their order, and on whether there are
+// more; not on the cursor, which changes with what the caller does not see: one that they have is as good.
 type body struct {
 	json   []byte
 	sum    []byte // what the ETag is made of
@@ -236,7 +237,7 @@ func (b *body) refuse(i item) {
 }
 
 func (b *body) respond(w http.ResponseWriter, tags entityTags, retryAfter time.Duration) int {
-	sum := sha256.Sum256(append(b.sum, b.cursor...))
+	sum := sha256.Sum256(strconv.AppendBool(b.sum, b.cursor != ""))
 	etag := `W/"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`
 	h := w.Header()
 	h.Set("ETag", etag)

@@ -297,6 +297,27 @@ func TestListIsNotModifiedUntilAViewChanges(t *testing.T) {
 	}
 }
 
+func TestListIsNotModifiedByWhatTheCallerDoesNotSee(t *testing.T) {
+	w := newWorld(t, httpapi.Options{}, at("a", 100, 1), at("b", 200, 1), at("c", 50, 1))
+	const path = "/v1/instances?limit=1"
+	first := get(t, w.api, path, "customer.u-1")
+	etag, cursor := first.Header().Get("ETag"), manyOf(t, first).Cursor
+	w.store.put(at("b", 201, 1))
+	if got := get(t, w.api, path, "customer.u-1", "If-None-Match", etag); got.Code != 304 {
+		t.Errorf("a hidden field of the last one has changed: got %d", got.Code)
+	}
+	if got := manyOf(t, get(t, w.api, path+"&cursor="+cursor, "customer.u-1")).String(); got != "a …" {
+		t.Errorf("with the cursor from before: got %q", got)
+	}
+	w.store.mu.Lock()
+	delete(w.store.records, at("a", 1, 1).Key())
+	delete(w.store.records, at("c", 1, 1).Key())
+	w.store.mu.Unlock()
+	if got := get(t, w.api, path, "customer.u-1", "If-None-Match", etag); got.Code != 200 {
+		t.Errorf("there are no more behind: got %d", got.Code)
+	}
+}
+
 // pages follows the cursors of a list, and returns all ids and how many pages there were, at most.
 func (w *world) pages(t testing.TB, path, token string, most int) (ids []string, pages int) {
 	t.Helper()
