@@ -174,8 +174,20 @@ func (a *API) handle(f answer, methods ...string) http.Handler {
 		if err != nil {
 			code = a.fail(w, r, err)
 		}
-		a.metrics.requests.WithLabelValues(strconv.Itoa(code)).Observe(time.Since(start).Seconds())
+		a.metrics.requests.WithLabelValues(kindOf(h), strconv.Itoa(code)).Observe(time.Since(start).Seconds())
 	})
+}
+
+// kindOf tells by an answer's header what took its time: the relay, or the wait for a change.
+func kindOf(h http.Header) string {
+	switch {
+	case h.Get("Content-Type") == eventStream:
+		return "stream"
+	case h.Get("Preference-Applied") != "":
+		return "wait"
+	default:
+		return "read"
+	}
 }
 
 // A boundedWriter bounds the time in which an answer must be read. The server bounds none, because of streams, which do so

@@ -13,9 +13,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "request_seconds",
-			Help:    "Time to answer, by status; that of who waits and of streams included.",
+			Help:    "Time to answer, by kind (read; wait: a long-poll; stream: until its end) and status; 499: the caller left.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .1, .5, 2.5, 10, 60},
-		}, []string{"code"}),
+		}, []string{"kind", "code"}),
 		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "waiting", Help: "Requests that wait for a change (Prefer: wait).",
 		}),

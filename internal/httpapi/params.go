@@ -190,7 +190,7 @@ func wantsStream(r *http.Request) bool {
 		for media := range splitAtCommas(line) {
 			switch name, p, err := mime.ParseMediaType(media); {
 			case err != nil:
-			case name == "text/event-stream":
+			case name == eventStream:
 				stream = quality(p)
 			case name == "application/json":
 				json = quality(p)

@@ -15,6 +15,9 @@ import (
 	"statusrelay/internal/status"
 )
 
+// eventStream is the media type of streams.
+const eventStream = "text/event-stream"
+
 // A stream pauses before it reconnects for as long as the server says, which is different for each.
 const minRetry, maxRetry = 2 * time.Second, 5 * time.Second
 
@@ -56,7 +59,7 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request, who *auth.Principal
 	defer leave()
 	s := &stream{api: a, control: http.NewResponseController(w), wake: make(chan struct{}, 1), w: w}
 	h := w.Header()
-	h.Set("Content-Type", "text/event-stream")
+	h.Set("Content-Type", eventStream)
 	h.Set("Cache-Control", "private, no-cache, no-transform") // whoever compresses also collects
 	h.Set("X-Accel-Buffering", "no")                          // nginx would collect
 	if r.Method == http.MethodHead {
