@@ -209,7 +209,7 @@ func TestManyTouchesAreReadTogether(t *testing.T) {
 		if err := testutil.GatherAndCompare(registry, strings.NewReader(metrics), "statusrelay_hub_lists"); err != nil {
 			t.Error(err)
 		}
-		for n := range 3000 { // too many different ones to be remembered
+		for n := range 10_000 { // too many different ones to be remembered
 			s.owned(fmt.Sprintf("n%d", n), "alice", int64(100_000+n))
 		}
 		time.Sleep(time.Second)
