@@ -435,9 +435,15 @@ func short(frame []byte) string {
 	case "message", "ack", "system", "pong":
 		return shortPubsub(frame)
 	case "status":
-		var view struct{ CustomStatus json.RawMessage }
+		var view struct {
+			CustomStatus json.RawMessage
+			Stale        bool
+		}
 		_ = json.Unmarshal(f.Status, &view)
 		words = append(words, string(view.CustomStatus))
+		if view.Stale {
+			words = append(words, "stale")
+		}
 	case "problem":
 		words = append(words, string(f.Status))
 	}

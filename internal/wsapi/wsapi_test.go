@@ -984,3 +984,34 @@ func TestCausesAreNotShown(t *testing.T) {
 		}
 	})
 }
+
+func TestSilenceIsToldOnce(t *testing.T) {
+	fake(t, wsapi.Options{}, func(t *testing.T, w *world) {
+		w.policy.Store(development(t, "# staleAfter: 15m", "staleAfter: 15m"))
+		now := time.Now().UnixMicro()
+		w.put(percent("i", "alice", now, 1))
+		conn, _, err := w.handshake(bearer("alice"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := w.client(conn, nil)
+		c.wants("welcome")
+		c.watch("i")
+		c.wants("watching i", fmt.Sprintf(`status i %d {"percent":1}`, now))
+		time.Sleep(14 * time.Minute)
+		c.idle()
+		time.Sleep(61 * time.Second)
+		c.wants(fmt.Sprintf(`status i %d {"percent":1} stale`, now+1))
+		c.send(`{"type":"auth","token":"alice"}`)
+		c.wants("welcome")
+		time.Sleep(time.Hour)
+		c.idle()
+		now = time.Now().UnixMicro()
+		w.put(percent("i", "alice", now, 1))
+		c.wants(fmt.Sprintf(`status i %d {"percent":1}`, now))
+		w.put(ended(percent("i", "alice", now+1, 1)))
+		c.wants(fmt.Sprintf(`status i %d {"percent":1}`, now+1))
+		time.Sleep(time.Hour)
+		c.idle()
+	})
+}
