@@ -283,6 +283,7 @@ func fake(t *testing.T, o wsapi.Options, f func(t *testing.T, w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t, newPipes(), o)
 		defer w.end()
+		synctest.Wait() // until all that runs has seen the policy in force
 		f(t, w)
 	})
 }
