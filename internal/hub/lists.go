@@ -169,6 +169,16 @@ func (li *List) Again() {
 	l.wake()
 }
 
+// Look has an instance looked at as if it had changed.
+func (li *List) Look(k status.Key) {
+	l := li.lists
+	l.mu.Lock()
+	li.index.touched[k] = struct{}{}
+	l.look(li.index)
+	l.mu.Unlock()
+	l.wake()
+}
+
 // Close ends the list.
 func (li *List) Close() {
 	l := li.lists

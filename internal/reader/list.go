@@ -215,8 +215,12 @@ func (r *Reader) leave(l *list, w *watch) bool {
 	w.extra.members = members
 	l.size--
 	r.mu.Unlock()
-	if l.full && !l.ended {
+	switch {
+	case l.ended:
+	case l.full:
 		l.found.Again() // there is room
+	default:
+		l.found.Look(w.Key()) // it may have come back already: that was not looked at while it was in the list
 	}
 	if len(members) == 0 && !w.named() {
 		r.drop(w)

@@ -426,3 +426,25 @@ func TestStatusAllocatesNothingPerReader(t *testing.T) {
 		t.Errorf("%v allocations for a version and 1,000 readers", allocs)
 	}
 }
+
+func TestWhatComesBackWhileItLeavesIsNotMissed(t *testing.T) {
+	for _, limit := range []int{10, 1} {
+		fake(t, func(w *world) {
+			w.put("a", "alice", 10, 1)
+			w.reader.WatchList("l", &status.Query{Hub: "h", RuntimeStatus: []status.RuntimeStatus{status.Running}}, limit, 0)
+			w.wants("a joined l, a 10, l listed false")
+			time.Sleep(time.Second)
+			r := *w.records[key("a")]
+			r.Version, r.Lifecycle.RuntimeStatus = 15, status.Completed
+			w.hub.Offer(&r)
+			w.mu.Lock()
+			back := r
+			back.Version, back.Lifecycle.RuntimeStatus = 20, status.Running
+			w.records[key("a")] = &back
+			w.mu.Unlock()
+			w.lists.Touch(status.Index{Hub: "h"}, []status.Key{key("a")}) // overtakes the push
+			time.Sleep(time.Second)
+			w.wants("a 15, a 15 left l, a joined l, a 20")
+		})
+	}
+}
