@@ -164,7 +164,12 @@ func TestAgainGivesNothingOlder(t *testing.T) {
 		w := open(h, "i")
 		synctest.Wait()
 		want(t, "at first", w.version(), "7")
-		r.set(func() { r.during = func(string) { h.Offer(&status.Record{Hub: "h", InstanceID: "i", Version: 6}) } }) // a push that was late
+		r.set(func() {
+			r.during = func(string) {
+				h.Offer(&status.Record{Hub: "h", InstanceID: "i", Version: 6}) // a push that was late
+				want(t, "what is older", w.version(), "-")
+			}
+		})
 		w.Again()
 		synctest.Wait()
 		want(t, "again", w.version(), "7")

@@ -448,3 +448,20 @@ func TestWhatComesBackWhileItLeavesIsNotMissed(t *testing.T) {
 		})
 	}
 }
+
+func TestListOfTheSameNameReplaces(t *testing.T) {
+	fake(t, func(w *world) {
+		w.put("a", "alice", 10, 1)
+		w.reader.WatchList("l", &status.Query{Hub: "h"}, 10, 0)
+		w.wants("a joined l, a 10, l listed false")
+		w.reader.WatchList("l", &status.Query{Hub: "none"}, 10, 0)
+		time.Sleep(time.Second)
+		w.wants("l listed false")
+		w.put("a", "alice", 20, 2)
+		time.Sleep(time.Second)
+		w.wants("")
+		if n := w.reader.Watches(); n != 10 {
+			t.Errorf("%d watches, want 10", n)
+		}
+	})
+}
