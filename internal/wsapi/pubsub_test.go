@@ -270,7 +270,7 @@ func TestFirstKnownSubprotocolIsSpoken(t *testing.T) {
 			"x, status.v1.json, json.webpubsub.azure.v1":                                        "status.v1.json",
 			"protobuf.webpubsub.azure.v1, protobuf.reliable.webpubsub.azure.v1, status.v2.json": "",
 		} {
-			h := pubsub("alice")
+			h := bearer("alice")
 			h.Set("Sec-WebSocket-Protocol", offer)
 			conn, answer, err := w.handshake(h)
 			if err == nil {
