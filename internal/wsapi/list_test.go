@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"statusrelay/internal/apitest"
 	"statusrelay/internal/status"
 	"statusrelay/internal/wsapi"
 )
@@ -20,6 +21,7 @@ import (
 const mine = `{"runtimeStatus":["Running"],"labels":{"owner":"alice"}}`
 
 func TestListFramesAreTheProtocols(t *testing.T) {
+	documents := apitest.New(t)
 	fake(t, wsapi.Options{DefaultHub: "main"}, func(t *testing.T, w *world) {
 		member := percent("i", "alice", 124, 7)
 		member.Hub = "h"
@@ -67,6 +69,7 @@ func TestListFramesAreTheProtocols(t *testing.T) {
 			step.do()
 			for _, want := range step.want {
 				_, got, err := conn.ReadMessage()
+				documents.Frame(t, wsapi.Subprotocol, apitest.Server, got)
 				if err != nil || string(got) != want {
 					t.Fatalf("step %d\ngot  %s %v\nwant %s", i, got, err, want)
 				}

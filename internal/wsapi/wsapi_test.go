@@ -14,11 +14,13 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"statusrelay/internal/apitest"
 	"statusrelay/internal/status"
 	"statusrelay/internal/wsapi"
 )
 
 func TestFramesAreTheProtocols(t *testing.T) {
+	documents := apitest.New(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t, newPipes(), wsapi.Options{DefaultHub: "main"})
 		defer w.end()
@@ -67,6 +69,7 @@ func TestFramesAreTheProtocols(t *testing.T) {
 				}
 			}
 			kind, got, err := conn.ReadMessage()
+			documents.Frame(t, wsapi.Subprotocol, apitest.Server, got)
 			if err != nil || kind != websocket.TextMessage || string(got) != e.want {
 				t.Fatalf("after %q\ngot  %s %v\nwant %s", e.send, got, err, e.want)
 			}
