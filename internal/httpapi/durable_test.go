@@ -238,7 +238,7 @@ func TestReadsHaveNoOtherMethods(t *testing.T) {
 		}
 	}
 	for _, path := range []string{
-		"/", "/v1", "/v1/", "/v1/nothing", "/v1/hubs", "/v1/hubs/orders", "/v1/instances/", "/v1/instances/a/", "/v1/instances/a/b", "/v1/watch", "/metrics",
+		"/", "/v1", "/v1/", "/v1/nothing", "/v1/hubs", "/v1/hubs/orders", "/v1/instances/", "/v1/instances/a/", "/v1/instances/a/b", "/metrics",
 		"/runtime", "/runtime/webhooks/durabletask/instances", dropIn + "a/raiseEvent/x", dropIn + "a/terminate", "/v1/instances/%2e%2e/x", "/V1/instances/a",
 	} {
 		wantProblem(t, path, get(t, w.api, path, "operator.x"), 404, "not-found", "")

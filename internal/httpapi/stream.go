@@ -174,7 +174,7 @@ func (s *stream) flush() bool { return s.control.Flush() == nil }
 
 // eventOf returns an event as it is sent. That of a status is made once for all who are sent it.
 func eventOf(e reader.Event) []byte {
-	if e.Kind != reader.Status || e.Own {
+	if e.Kind != reader.Status {
 		return appendEvent(nil, &e)
 	}
 	if f, ok := e.Sight.Form(reader.ServerSentEvent); ok {

@@ -660,6 +660,7 @@ func FuzzEventStream(f *testing.F) {
 			r := changed(at("a", 99, 1), custom(text))
 			w.store.put(r)
 			v := w.view(t, aPath, "operator.x") // who sees it as it is
+			v.unchecked = !json.Valid([]byte(text))
 			stream := v.bytes()
 			v.leave()
 			v.ended()

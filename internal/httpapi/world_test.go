@@ -20,6 +20,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"statusrelay/internal/apitest"
 	"statusrelay/internal/auth"
 	"statusrelay/internal/httpapi"
 	"statusrelay/internal/hub"
@@ -45,9 +46,20 @@ func verify(_ context.Context, token string) (*auth.Principal, error) {
 	return who, nil
 }
 
-// check holds an answer to what is true of all of them. Every answer of every test comes by here.
+var readDocuments = sync.OnceValues(apitest.Read)
+
+// check holds an answer to what is true of all of them, and to the OpenAPI document. Every answer of every test comes by here.
 func check(t testing.TB, r *http.Request, w *httptest.ResponseRecorder) {
 	t.Helper()
+	documents, err := readDocuments()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body := w.Body.Bytes(); r.Method == http.MethodHead {
+		documents.Response(t, r, w.Code, w.Header(), nil) // the server leaves it out, a recorder does not
+	} else {
+		documents.Response(t, r, w.Code, w.Header(), body)
+	}
 	h, body, what := w.Header(), w.Body.Bytes(), r.Method+" "+r.URL.RequestURI()
 	if len(what) > 200 {
 		what = what[:200] + "…"

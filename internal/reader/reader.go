@@ -87,8 +87,7 @@ type Event struct {
 	Kind    Kind
 	Key     status.Key // not of Listed
 	Version int64      // of Status, Gone, Left
-	Sight   *Sight     // of Status: what the client sees. Its own version is Version unless Own.
-	Own     bool       // of Status: Version is this client's own, because its rights have changed
+	Sight   *Sight     // of Status: what the client sees
 	List    string     // of Joined, Left and Listed
 	More    bool       // of Listed: the query selects more than the limit
 	Last    bool       // there was nothing else when this was found: unless the sink is woken, Next need not be asked

@@ -144,11 +144,10 @@ func (w *world) told() string {
 func short(e *reader.Event) string {
 	switch e.Kind {
 	case reader.Status:
-		own := ""
-		if e.Own {
-			own = "!"
+		if !strings.Contains(string(e.Sight.JSON), fmt.Sprintf(`"version":%d`, e.Version)) {
+			return fmt.Sprintf("%s %d, but %s", e.Key.InstanceID, e.Version, e.Sight.JSON)
 		}
-		return fmt.Sprintf("%s %d%s", e.Key.InstanceID, e.Version, own)
+		return fmt.Sprintf("%s %d", e.Key.InstanceID, e.Version)
 	case reader.Gone:
 		return fmt.Sprintf("%s %d gone", e.Key.InstanceID, e.Version)
 	case reader.Joined:

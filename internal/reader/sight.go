@@ -65,6 +65,13 @@ func (s *Source) Sight(snapshot *hub.Snapshot, a *policy.Audience) *Sight {
 	return v.(*Sight)
 }
 
+// sightAt is one client's own sight of a snapshot, with another version.
+func sightAt(version int64, snapshot *hub.Snapshot, a *policy.Audience) *Sight {
+	r := *snapshot.Record
+	r.Version = version
+	return &Sight{View: a.View(&r)}
+}
+
 // scopeKey is the key of a snapshot's memo for its scope.
 type scopeKey struct{}
 

@@ -204,15 +204,15 @@ func (w *watch) judge(snapshot *hub.Snapshot, e *Event) bool {
 		}
 		return false
 	}
-	// The same version may look different, or be seen again, because the client's rights have changed. It would take a
-	// version that it has already for an old one.
-	own := snapshot.Version <= w.sent
-	if own {
-		w.sent++
-	} else {
+	if snapshot.Version > w.sent {
 		w.sent = snapshot.Version
+	} else {
+		// The same version looks different, or is seen again, because the client's rights have changed. It would take a
+		// version that it has already for an old one.
+		w.sent++
+		sight = sightAt(w.sent, snapshot, a)
 	}
-	*e = Event{Kind: Status, Key: w.Key(), Version: w.sent, Sight: sight, Own: own}
+	*e = Event{Kind: Status, Key: w.Key(), Version: w.sent, Sight: sight}
 	return true
 }
 

@@ -182,11 +182,13 @@ func TestListDoesNotTellTheLabelsThatItsReaderDoesNotSee(t *testing.T) {
 			c.wants("watching guess")
 		}
 		customer.wants("listed guess")
+		operator.wants("joined guess a", `status a 10 {"percent":1,"secret":"of alice at 10"}`, "listed guess")
 		w.put(labelled("z", "t-1", 9))
 		customer.watchList("more", `{"labels":{"tenant":"t-1"},"limit":1}`)
 		customer.wants("watching more", "listed more") // not that there are more
+		operator.wants("joined guess z", `status z 9 {"percent":1,"secret":"of alice at 9"}`)
 		w.put(purged("z", 10))
-		operator.wants("joined guess a", `status a 10 {"percent":1,"secret":"of alice at 10"}`, "listed guess")
+		operator.wants("gone z 10")
 		w.put(labelled("b", "t-1", 11))
 		operator.wants("joined guess b", `status b 11 {"percent":1,"secret":"of alice at 11"}`)
 		// What they see of labels changes.

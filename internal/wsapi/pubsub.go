@@ -1,7 +1,6 @@
 package wsapi
 
 import (
-	"bytes"
 	"crypto/rand"
 	"net/http"
 	"strconv"
@@ -209,12 +208,9 @@ func (pubsubDialect) farewell(c *closure) []byte {
 func (pubsubDialect) event(e *reader.Event) []byte {
 	b := append([]byte(`{"type":"message","from":"group","group":`), groupOf(e.Key)...)
 	b = append(b, `,"dataType":"json","data":`...)
-	switch {
-	case e.Kind == reader.Status && e.Own:
-		b = append(b, withVersion(e.Sight.JSON, e.Version)...)
-	case e.Kind == reader.Status:
+	if e.Kind == reader.Status {
 		b = append(b, e.Sight.JSON...)
-	default: // Gone: there are no lists here
+	} else { // Gone: there are no lists here
 		b = appendKey(append(b, '{'), e.Key)
 		b = strconv.AppendInt(append(b, `,"version":`...), e.Version, 10)
 		b = append(b, `,"gone":true}`...)
@@ -223,31 +219,3 @@ func (pubsubDialect) event(e *reader.Event) []byte {
 }
 
 func groupOf(k status.Key) []byte { return appendString(nil, k.Hub+"/"+k.InstanceID) }
-
-// withVersion returns a view with another version. In this protocol there is no other place for a client's own.
-func withVersion(view []byte, version int64) []byte {
-	d := jsontext.NewDecoder(bytes.NewReader(view))
-	b := []byte{'{'}
-	_, err := d.ReadToken()
-	for err == nil && d.PeekKind() != '}' {
-		var name, value jsontext.Value
-		if name, err = d.ReadValue(); err != nil {
-			break
-		}
-		if len(b) > 1 {
-			b = append(b, ',')
-		}
-		b = append(append(b, name...), ':')
-		if string(name) == `"version"` {
-			_, err = d.ReadValue()
-			b = strconv.AppendInt(b, version, 10)
-			continue
-		}
-		value, err = d.ReadValue()
-		b = append(b, value...)
-	}
-	if err != nil {
-		panic(err) // a view is valid JSON
-	}
-	return append(b, '}')
-}

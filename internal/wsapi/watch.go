@@ -74,7 +74,7 @@ func (s *socket) deliver(now time.Time) (shared *sharedFrame, ok bool) {
 		return nil, true
 	}
 	s.more = !e.Last
-	if e.Kind != reader.Status || e.Own {
+	if e.Kind != reader.Status {
 		return nil, s.writeEvent(e)
 	}
 	if f, ok := e.Sight.Form(s.dialect.form()); ok {
