@@ -215,6 +215,7 @@ func TestPausedReaderTellsNothing(t *testing.T) {
 		w.reader.Pause()
 		w.reader.Watch(key("a"), reader.Terms{})
 		w.reader.Pause()
+		w.wants("")
 		w.reader.WatchList("l", &status.Query{Hub: "h"}, 10, 0)
 		w.wants("")
 		w.reader.Resume()
