@@ -140,7 +140,9 @@ func (d pubsubDialect) join(s *socket, r *pubsubRequest) {
 		r.ack(s, problem.TooMany(0))
 	default:
 		s.reader.Unwatch(k) // or it would be told twice
-		r.ack(s, problem.Problem{})
+		if r.AckID != nil {
+			s.answerBefore(r.ackFrame(problem.Problem{}))
+		}
 		s.reader.Watch(k, reader.Terms{})
 	}
 }
@@ -166,15 +168,18 @@ func (r *pubsubRequest) refuse(s *socket) {
 
 // ack answers a frame that wants to be: that it is done, or the problem with it.
 func (r *pubsubRequest) ack(s *socket, p problem.Problem) {
-	if r.AckID == nil {
-		return
+	if r.AckID != nil {
+		s.answer(websocket.TextMessage, r.ackFrame(p))
 	}
+}
+
+func (r *pubsubRequest) ackFrame(p problem.Problem) []byte {
 	b := append([]byte(`{"type":"ack","ackId":`), r.AckID...)
 	b = strconv.AppendBool(append(b, `,"success":`...), p.Status == 0)
 	if p.Status != 0 {
 		b = appendError(b, p)
 	}
-	s.answer(websocket.TextMessage, append(b, '}'))
+	return append(b, '}')
 }
 
 // appendError appends a problem as Azure says it, with its names where it has one.
