@@ -184,6 +184,7 @@ func TestListDoesNotTellTheLabelsThatItsReaderDoesNotSee(t *testing.T) {
 		customer.wants("listed guess")
 		operator.wants("joined guess a", `status a 10 {"percent":1,"secret":"of alice at 10"}`, "listed guess")
 		w.put(labelled("z", "t-1", 9))
+		operator.wants("joined guess z", `status z 9 {"percent":1,"secret":"of alice at 9"}`)
 		customer.watchList("more", `{"labels":{"tenant":"t-1"},"limit":1}`)
 		customer.wants("watching more", "listed more") // not that there are more
 		operator.wants("joined guess z", `status z 9 {"percent":1,"secret":"of alice at 9"}`)
