@@ -10,7 +10,8 @@ import (
 
 func TestContractOnMiniredis(t *testing.T) {
 	storetest.Run(t, func(t testing.TB) storetest.Harness {
-		return storetest.Harness{Addr: miniredis.RunT(t).Addr()}
+		server := miniredis.RunT(t)
+		return storetest.Harness{Addr: server.Addr(), Pass: server.FastForward}
 	})
 }
 

@@ -35,6 +35,18 @@ func (s *Store) indexName(i status.Index) string {
 	return name + "}"
 }
 
+// index is the index whose sorted set has a name.
+func (s *Store) index(name string) (status.Index, bool) {
+	tag, ok := strings.CutPrefix(name, s.options.Prefix+":index:{")
+	hub, rest, _ := strings.Cut(strings.TrimSuffix(tag, "}"), "/")
+	label, value, _ := strings.Cut(rest, "/")
+	i := status.Index{Hub: hub}
+	var errs [2]error
+	i.Label, errs[0] = url.PathUnescape(label)
+	i.Value, errs[1] = url.PathUnescape(value)
+	return i, ok && errs == [2]error{} && s.indexName(i) == name
+}
+
 // checkIndexLabels refuses what is no name of a label.
 func checkIndexLabels(names []string) error {
 	if len(names) > maxIndexLabels {

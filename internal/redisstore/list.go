@@ -33,13 +33,7 @@ func (s *Store) List(ctx context.Context, q *status.Query, from status.Cursor, n
 
 	page, at := status.Page{}, from
 	for _, e := range l.entries {
-		if e.score != at.Version {
-			at = status.Cursor{Version: e.score}
-		}
-		// What stands there no more is not to be skipped by who comes back.
-		if e.stays || !corrected && e.exact {
-			at.Ties++
-		}
+		at = e.behind(at, corrected)
 		if e.record != nil && q.Match(e.record) {
 			page.Records, page.After = append(page.Records, e.record), append(page.After, at)
 		}
@@ -68,21 +62,45 @@ type entry struct {
 	stays  bool           // where it stands is right
 }
 
-// look asks the index. Only scores that are versions are looked at.
+// behind is the place behind an entry, if at is the one before it.
+func (e *entry) behind(at status.Cursor, corrected bool) status.Cursor {
+	if e.score != at.Version {
+		at = status.Cursor{Version: e.score}
+	}
+	// What stands there no more is not to be skipped by who comes back.
+	if e.exact && (e.stays || !corrected) {
+		at.Ties++
+	}
+	return at
+}
+
+// look asks the index.
 func (l *listing) look(ctx context.Context, from status.Cursor, n int) error {
 	if from.Version == 0 {
 		from.Version = status.MaxInteger
 	}
+	return l.hear(l.ask(ctx, l.store.client, from, n), nil)
+}
+
+// ask asks the index for members behind a place that has a version. Only scores
+// that are versions are looked at.
+func (l *listing) ask(ctx context.Context, c redis.Cmdable, from status.Cursor, n int) *redis.ZSliceCmd {
 	// Not ZRANGE: Redis 6.0 has no REV for scores.
-	answer, err := l.store.client.ZRevRangeByScoreWithScores(ctx, l.store.indexName(l.index), &redis.ZRangeBy{
+	return c.ZRevRangeByScoreWithScores(ctx, l.store.indexName(l.index), &redis.ZRangeBy{
 		Max: fmt.Sprint(from.Version), Min: "1", Offset: int64(from.Ties), Count: int64(n),
-	}).Result()
+	})
+}
+
+// hear makes entries of what the index answered; failure is that of the pipeline.
+func (l *listing) hear(command *redis.ZSliceCmd, failure error) error {
+	answer, err := command.Result()
 	if redis.HasErrorPrefix(err, "WRONGTYPE") {
 		l.store.distrustIndex(l.index, err)
+		l.found, l.entries = 0, nil
 		return nil
 	}
-	if err != nil {
-		return classify(err)
+	if err := answerError(answer != nil, err, failure); err != nil {
+		return err
 	}
 	l.found = len(answer)
 	l.entries = make([]entry, len(answer))
@@ -128,7 +146,21 @@ func (l *listing) read(ctx context.Context) error {
 // like any change: whoever puts the record at this moment finds it done, and says
 // nothing.
 func (l *listing) correct(ctx context.Context) bool {
-	r, none := l.store.revise(), []any(nil)
+	r := l.store.revise()
+	none := l.amend(r)
+	if len(r.calls) > 0 {
+		l.store.metrics.corrections.Inc()
+	}
+	if err := errors.Join(l.store.dropMembers(ctx, l.index, none), r.apply(ctx)[l.index]); err != nil {
+		l.store.options.Logger.Debug("index not corrected", "hub", l.index.Hub, "label", l.index.Label, "error", err)
+		return false
+	}
+	return true
+}
+
+// amend adds to r what the entries' records say, and returns the members that
+// are no instances.
+func (l *listing) amend(r *revision) (none []any) {
 	for _, e := range l.entries {
 		seen := e.score
 		if !e.exact {
@@ -147,18 +179,14 @@ func (l *listing) correct(ctx context.Context) bool {
 			r.tell(l.index, newMember(e.id, e.record.Version))
 		}
 	}
-	errs := make([]error, 0, 2)
-	if len(none) > 0 {
-		l.store.distrustIndex(l.index, fmt.Errorf("%d members are no instances", len(none)))
-		errs = append(errs, l.store.client.ZRem(ctx, l.store.indexName(l.index), none...).Err())
+	return none
+}
+
+// dropMembers takes out what is no instance.
+func (s *Store) dropMembers(ctx context.Context, i status.Index, none []any) error {
+	if len(none) == 0 {
+		return nil
 	}
-	if len(r.calls) > 0 {
-		l.store.metrics.corrections.Inc()
-		errs = append(errs, r.apply(ctx)[l.index])
-	}
-	if err := errors.Join(errs...); err != nil {
-		l.store.options.Logger.Debug("index not corrected", "hub", l.index.Hub, "label", l.index.Label, "error", err)
-		return false
-	}
-	return true
+	s.distrustIndex(i, fmt.Errorf("%d members are no instances", len(none)))
+	return classify(s.client.ZRem(ctx, s.indexName(i), none...).Err())
 }

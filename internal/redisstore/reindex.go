@@ -20,7 +20,7 @@ const scanCount = 128
 // returns how many those are: after an index was lost, or for labels that were
 // not indexed before. It may run as often as anybody likes and beside any number
 // of writers; what it adds is published, so that those who follow a list see it.
-// What an index holds too much it leaves to List. progress, unless nil, is told
+// What an index holds too much it leaves to List and Sweep. progress, unless nil, is told
 // now and then how many records are done.
 //
 // Keys are scanned, which takes Redis some time in all but never long at once.
@@ -33,7 +33,7 @@ func (s *Store) Reindex(ctx context.Context, progress func(n int)) (int, error) 
 	total := 0
 	for _, server := range servers {
 		for cursor := uint64(0); ; {
-			names, next, err := server.Scan(ctx, cursor, s.instances(), scanCount).Result()
+			names, next, err := server.Scan(ctx, cursor, s.pattern(":{*"), scanCount).Result()
 			if err != nil {
 				return total, fmt.Errorf("reindex: scan: %w", classify(err))
 			}
@@ -69,9 +69,9 @@ func (s *Store) masters(ctx context.Context) ([]redis.Cmdable, error) {
 	return all, err
 }
 
-// instances is the pattern of the names of all instances' hashes.
-func (s *Store) instances() string {
-	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`).Replace(s.options.Prefix) + ":{*"
+// pattern matches the names that begin with the prefix and go on as it says.
+func (s *Store) pattern(rest string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`).Replace(s.options.Prefix) + rest
 }
 
 // reindex indexes the instances whose hashes have these names, and returns how

@@ -8,8 +8,9 @@
 //     versions only grow, even when its record expires or is lost.
 //   - Every instance is in the index of its hub and of each indexed label's value,
 //     in the order of the last change, by the time that Put returns. Members that
-//     are outdated, as after a crash, are found out by List and corrected; what is
-//     missing, as after the loss of an index, is put back by the next update of the
+//     are outdated, as after a crash, are found out by List and corrected; those
+//     whose record has expired are taken out by Sweep, whether anybody lists them
+//     or not; what is missing, as after the loss of an index, is put back by the next update of the
 //     instance, or by Reindex.
 //   - Latest, List and Follow take what Redis holds for untrusted input. A record that
 //     cannot be believed is counted and logged, counts as absent, and is replaced
@@ -24,6 +25,7 @@
 //	outcomes, errs := store.Put(ctx, updates)
 //	records, err := store.Latest(ctx, keys)
 //	page, err := store.List(ctx, &query, status.Cursor{}, 50)
+//	go store.Sweep(ctx)
 //	follower := store.Follow(redisstore.FollowOptions{Offer: hub.Offer, Gap: hub.Gap})
 //	go follower.Run(ctx)
 //	err = follower.Subscribe(ctx, keys)
@@ -32,8 +34,8 @@
 // the braces literal, so that any id is safe and a Cluster keeps an instance in
 // one slot. An index is a sorted set named {prefix}:index:{hub} or
 // {prefix}:index:{hub/label/value}, with label and value encoded in the same way.
-// The channel of either has the same name. Tickets are {prefix}:ticket:id. It
-// works with Redis 6 and newer: standalone, Sentinel, Cluster.
+// The channel of either has the same name. Tickets are {prefix}:ticket:id;
+// {prefix}:sweep says that the indexes were swept in this interval. It works with Redis 6 and newer: standalone, Sentinel, Cluster.
 package redisstore
 
 import (
@@ -98,6 +100,10 @@ type Options struct {
 	// them one member of a sorted set. Default owner, tenant; empty but not nil: none.
 	IndexLabels []string
 
+	// SweepInterval is how often the indexes are swept, by one of all replicas that
+	// run Sweep. Default 1 hour.
+	SweepInterval time.Duration
+
 	// CacheBytes bounds the memory for records that this process wrote last and
 	// need not be read again before the next update is merged into them.
 	// Default 32 MiB; negative: none.
@@ -128,16 +134,16 @@ func (o *Options) fill() error {
 		// differ in nothing else would receive each other's records.
 		o.Prefix += "@" + strconv.Itoa(o.DB)
 	}
-	for _, ttl := range []struct {
+	for _, d := range []struct {
 		name     string
 		value    *time.Duration
 		standard time.Duration
-	}{{"ttl", &o.TTL, 7 * 24 * time.Hour}, {"terminal ttl", &o.TerminalTTL, 24 * time.Hour}} {
-		if *ttl.value == 0 {
-			*ttl.value = ttl.standard
+	}{{"ttl", &o.TTL, 7 * 24 * time.Hour}, {"terminal ttl", &o.TerminalTTL, 24 * time.Hour}, {"sweep interval", &o.SweepInterval, time.Hour}} {
+		if *d.value == 0 {
+			*d.value = d.standard
 		}
-		if *ttl.value < time.Millisecond {
-			return fmt.Errorf("%s is %s, less than a millisecond", ttl.name, *ttl.value)
+		if *d.value < time.Millisecond {
+			return fmt.Errorf("%s is %s, less than a millisecond", d.name, *d.value)
 		}
 	}
 	if o.IndexLabels == nil {

@@ -33,6 +33,7 @@ func TestOptionsThatCannotWorkAreRefused(t *testing.T) {
 		"negative ttl":           {Addrs: addr, TTL: -1},
 		"ttl below 1 ms":         {Addrs: addr, TTL: time.Microsecond},
 		"negative terminal ttl":  {Addrs: addr, TerminalTTL: -time.Hour},
+		"negative sweeps":        {Addrs: addr, SweepInterval: -time.Hour},
 		"brace in prefix":        {Addrs: addr, Prefix: "a{b"},
 		"cluster with database":  {Addrs: addr, Cluster: true, DB: 1},
 		"nodes with database":    {Addrs: append(addr, addr...), DB: 1},

@@ -213,6 +213,7 @@ func TestClusterSpreadsInstances(t *testing.T) {
 				t.Errorf("reindexed %d, %v, want 60", n, err)
 			}
 			lists(t, s)
+			sweep(t, o, nodes)
 		})
 	}
 	for _, n := range nodes {
@@ -223,6 +224,35 @@ func TestClusterSpreadsInstances(t *testing.T) {
 		if !strings.Contains(names, "statusrelay:index:{orders/owner/") {
 			t.Error("a node has no index: the hash tag is the same for all")
 		}
+	}
+}
+
+// sweep wants those out of all indexes whose records have gone, wherever either is.
+func sweep(t *testing.T, o redisstore.Options, nodes []*storetest.Redis) {
+	t.Helper()
+	members := func() (n int) {
+		for _, node := range nodes {
+			for _, name := range strings.Fields(node.Do("KEYS", "statusrelay:index:*")) {
+				n += len(strings.Fields(node.Do("ZRANGE", name, "0", "-1")))
+			}
+		}
+		return n
+	}
+	o.TerminalTTL = time.Millisecond // then these are old enough
+	s, err := redisstore.New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	_, keys := instances(60, 1)
+	for _, k := range keys[:owners/2] {
+		for _, node := range nodes {
+			_, _ = storetest.Do(node.Addr, "DEL", "statusrelay:{"+k.Hub+"/"+k.InstanceID+"}")
+		}
+	}
+	before, gone := members(), 3*owners/2 // each is in its hub's index, its owner's and its tenant's
+	if n, err := s.SweepIndexes(t.Context()); err != nil || n != gone || members() != before-gone {
+		t.Errorf("swept %d, %v, and of %d are left %d, want %d less", n, err, before, members(), gone)
 	}
 }
 

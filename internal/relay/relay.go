@@ -183,6 +183,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	parts.Go(func() error { return r.hub.Run(live, r.follower, r.store) })
 	parts.Go(func() error { return r.lists.Run(live, r.follower, r.store) })
 	parts.Go(func() error { return r.sockets.Run(live) })
+	parts.Go(func() error { return r.store.Sweep(live) })
 	parts.Go(func() error { return shell.Serve(r.public, r.Public) })
 	parts.Go(func() error { return shell.Serve(r.admin, r.Private) })
 

@@ -420,6 +420,12 @@ func prefixIsNoPattern(t *testing.T, h Harness) {
 	}
 	wantList(t, s, ofHub, "a")
 	wantList(t, other, ofHub, "b")
+	for _, p := range []string{prefix, `axb?\`} {
+		do(t, h.Addr, "ZADD", p+":index:{orders}", "5", "gone")
+	}
+	if n, err := s.SweepIndexes(t.Context()); err != nil || n != 1 {
+		t.Fatalf("swept %d, %v, want 1", n, err)
+	}
 }
 
 func garbageInAnIndex(t *testing.T, h Harness) {
@@ -773,6 +779,10 @@ func ordinaryCommandsSuffice(t *testing.T, h Harness) {
 	wantMembers(t, h, ofAlice)
 	if n, err := s.Reindex(t.Context(), nil); err != nil || n != 2 {
 		t.Errorf("got %d, %v", n, err)
+	}
+	h.Real.Do("ZADD", indexName(ofBob), "5", "nobody", "6", "@")
+	if n, err := s.SweepIndexes(t.Context()); err != nil || n != 2 {
+		t.Errorf("swept %d, %v, want 2", n, err)
 	}
 	if err := s.SaveTicket(t.Context(), "a", []byte("x"), time.Minute); err != nil {
 		t.Error(err)

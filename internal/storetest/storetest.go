@@ -37,6 +37,9 @@ type Harness struct {
 	// know CLIENT KILL and have no cluster: Run's tests of those faults
 	// exist for the real one only.
 	Real *Redis
+	// Pass lets keys grow older on a fake, whose keys do not by themselves; nil on
+	// a real server.
+	Pass func(time.Duration)
 }
 
 // Run tests the contract. It calls start for each test.
@@ -75,6 +78,10 @@ func Run(t *testing.T, start func(testing.TB) Harness) {
 	run("ForgottenIndexScriptIsSentAgain", indexScriptForgotten)
 	run("ScoresNeverSink", scoresNeverSink)
 	run("AnyLabelIsSafe", anyLabelIsSafe)
+	run("ExpiredLeaveTheirIndexes", expiredLeaveTheirIndexes)
+	run("OnlyTheExpiredAreSwept", onlyTheExpiredAreSwept)
+	run("WhoEntersAgainIsNotSwept", whoEntersAgainIsNotSwept)
+	run("OneOfAllSweeps", oneOfAllSweeps)
 	run("TicketsAreTakenOnce", ticketsAreTakenOnce)
 
 	run("FollowerGetsWhatIsPut", followerGetsPuts)
@@ -95,6 +102,7 @@ func Run(t *testing.T, start func(testing.TB) Harness) {
 	run("KilledConnectionIsAGap", killedConnection)
 	run("FrozenServerIsNotReady", frozenServer)
 	run("ReplicaIsUnavailable", replicaIsUnavailable)
+	run("SweepsThatFailAreTriedAgain", sweepsThatFail)
 	run("FullServerIsUnavailable", fullServer)
 	run("PasswordIsUnavailable", passwordIsUnavailable)
 	run("OrdinaryCommandsSuffice", ordinaryCommandsSuffice)
