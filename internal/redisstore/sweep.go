@@ -93,9 +93,6 @@ func (s *Store) SweepIndexes(ctx context.Context) (removed int, err error) {
 			return removed, fmt.Errorf("sweep: time: %w", classify(err))
 		}
 		newest := now.Add(-min(s.options.TTL, s.options.TerminalTTL)).UnixMicro()
-		if newest <= 0 {
-			continue // a record of that age has never been
-		}
 		for cursor := uint64(0); ; {
 			names, next, err := server.Scan(ctx, cursor, s.pattern(":index:{*"), sweepScan).Result()
 			if err != nil {

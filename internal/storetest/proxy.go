@@ -21,6 +21,8 @@ type Proxy struct {
 	links       map[*link]struct{} // guarded by mu
 	subscribers int                // guarded by mu; links that have subscribed, gone ones too
 	lose        []byte             // guarded by mu; see LoseAnswer
+	holdUp      []byte             // guarded by mu; see HoldUp
+	meanwhile   func()             // guarded by mu
 }
 
 // link is one proxied connection.
@@ -91,6 +93,13 @@ func (p *Proxy) LoseAnswer(word string) {
 	p.lose = []byte(word)
 }
 
+// HoldUp makes the next command that contains word wait until meanwhile returns.
+func (p *Proxy) HoldUp(word string, meanwhile func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.holdUp, p.meanwhile = []byte(word), meanwhile
+}
+
 func (p *Proxy) accept() {
 	for {
 		client, err := p.listener.Accept()
@@ -120,6 +129,7 @@ func (p *Proxy) accept() {
 
 // asked looks at what the client sent.
 func (p *Proxy) asked(l *link, b []byte) (forward bool) {
+	p.heldUp(b)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !l.subscriber && bytes.Contains(bytes.ToLower(b), []byte("\r\nsubscribe\r\n")) {
@@ -130,6 +140,21 @@ func (p *Proxy) asked(l *link, b []byte) (forward bool) {
 		p.lose, l.doomed = nil, true
 	}
 	return true
+}
+
+// heldUp does what HoldUp says, without the lock: others go on meanwhile.
+func (p *Proxy) heldUp(b []byte) {
+	p.mu.Lock()
+	meanwhile := p.meanwhile
+	if p.holdUp == nil || !bytes.Contains(b, p.holdUp) {
+		meanwhile = nil
+	} else {
+		p.holdUp, p.meanwhile = nil, nil
+	}
+	p.mu.Unlock()
+	if meanwhile != nil {
+		meanwhile()
+	}
 }
 
 // answers says whether what the server sent reaches the client.
