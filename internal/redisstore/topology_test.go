@@ -156,7 +156,8 @@ func listsFollowed(t *testing.T, s *redisstore.Store, in *inbox, sequence int64)
 		in.mu.Lock()
 		defer in.mu.Unlock()
 		for _, i := range indexes {
-			if in.touched[i.Value] != 60/owners {
+			// What was published before the subscription may still come from another node.
+			if in.touched[i.Value] < 60/owners {
 				return false
 			}
 		}

@@ -327,21 +327,28 @@ func indexesLive(t *testing.T, h Harness) {
 				t.Errorf("%+v lives %s, want an hour and not an eighth longer", i, lives)
 			}
 		}
-		// It lives as long again when its member has come to another eighth, and not
-		// for every version.
-		put(t, s, owned("a", "alice", 2))
-		old := micros(t, h) - (time.Hour / 8).Microseconds()
-		do(t, h.Addr, "ZADD", indexName(ofAlice), strconv.FormatInt(old, 10), "a")
-		for _, i := range []status.Index{ofHub, ofAlice} {
-			do(t, h.Addr, "PEXPIRE", indexName(i), "600000")
-		}
-		put(t, s, owned("a", "alice", 3))
-		if ms := do(t, h.Addr, "PTTL", indexName(ofAlice)); len(ms) < len("3600000") {
-			t.Errorf("lives %s ms, want an hour", ms)
+		// It lives as long again when less is left than its member's record lives, and
+		// not for every version.
+		sequence := int64(1)
+		for _, left := range []string{"3610000", "3590000", "persist"} {
+			words := []string{"PEXPIRE", indexName(ofAlice), left}
+			if left == "persist" {
+				words = []string{"PERSIST", indexName(ofAlice)}
+			}
+			do(t, h.Addr, words...)
+			sequence++
+			put(t, s, owned("a", "alice", sequence))
+			ms, err := strconv.ParseInt(do(t, h.Addr, "PTTL", indexName(ofAlice)), 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if lives := time.Duration(ms) * time.Millisecond; lives < time.Hour || (lives < time.Hour+10*time.Second) != (left == "3610000") && lives != time.Hour+10*time.Second {
+				t.Errorf("lives %s after %s ms", lives, left)
+			}
 		}
 	}
 
-	// Members older than any record are dropped when one is new.
+	// Members older than any record are dropped when it comes to live longer.
 	s := open(t, h.Addr, func(o *redisstore.Options) { o.TTL, o.TerminalTTL = time.Minute, time.Hour })
 	do(t, h.Addr, "FLUSHALL")
 	now := micros(t, h)
@@ -443,7 +450,8 @@ func garbageInAnIndex(t *testing.T, h Harness) {
 	if corrupt() == 0 {
 		t.Error("nothing is counted as corrupt")
 	}
-	// What no list looks at is dropped when a member is new.
+	// What no list looks at is dropped when the index is to live longer.
+	do(t, h.Addr, "PEXPIRE", name, "600000")
 	put(t, s, owned("c", "alice", 1))
 	wantMembers(t, h, ofAlice, "a", "b", "c")
 	wantList(t, s, ofAlice, "c", "b", "a")
@@ -647,6 +655,13 @@ func touchTellsOfEveryChange(t *testing.T, h Harness) {
 		f.wantTouched(ofHub, append(step.hub, fmt.Sprint("marker-", n))...)
 		f.wantTouched(ofAlice, append(step.alice, fmt.Sprint("marker-", n))...)
 	}
+	// A duplicate in the same batch hides nobody's change.
+	put(t, s, newer(owned("a", "carol", 2), 2), owned("fresh", "alice", 1))
+	eventually(t, "the hub's list is touched by who is new", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return slices.Contains(f.touched[ofHub], "fresh")
+	})
 	// Messages are of bounded size, whatever the batch.
 	f.clearTouched()
 	var batch []*status.Update
@@ -762,7 +777,7 @@ func ticketsAreTakenOnce(t *testing.T, h Harness) {
 func ordinaryCommandsSuffice(t *testing.T, h Harness) {
 	h.Real.Do(append([]string{"ACL", "SETUSER", "relay", "on", ">secret", "~statusrelay:*", "&statusrelay:*"}, strings.Fields(
 		"+hello +client|setname +ping +hmget +hset +pexpire +publish +subscribe +unsubscribe +eval +evalsha +time"+
-			" +zscore +zadd +zrem +zremrangebyscore +zrevrangebyscore +del +scan +get +set +multi +exec")...)...)
+			" +pttl +zscore +zadd +zrem +zremrangebyscore +zrevrangebyscore +del +scan +get +set +multi +exec")...)...)
 	s := open(t, h.Addr, func(o *redisstore.Options) { o.Username, o.Password = "relay", "secret" })
 	f := follow(t, s)
 	f.subscribe(order)
