@@ -127,6 +127,35 @@ func BenchmarkList50(b *testing.B) {
 	}
 }
 
+// A sweep through 10,000 members that are all still alive, most of whose time is
+// its pauses.
+func BenchmarkSweep10000(b *testing.B) {
+	server := storetest.StartRedis(b)
+	store, err := redisstore.New(redisstore.Options{Addrs: []string{server.Addr}, IndexLabels: []string{}, TerminalTTL: time.Millisecond})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer store.Close()
+	const members = 10_000
+	for n := range members / 100 {
+		batch := make([]*status.Update, 100)
+		for i := range batch {
+			batch[i] = update(100*n+i, 1)
+		}
+		if _, errs := store.Put(b.Context(), batch); errors.Join(errs...) != nil {
+			b.Fatal(errs)
+		}
+	}
+	b.ResetTimer()
+	client, redis := cpu(b), serverCPU(b, server)
+	for range b.N {
+		if n, err := store.SweepIndexes(b.Context()); err != nil || n != 0 {
+			b.Fatal(n, err)
+		}
+	}
+	report(b, b.N*members, cpu(b)-client, serverCPU(b, server)-redis, "member")
+}
+
 func report(b *testing.B, n int, client, redis time.Duration, of string) {
 	b.ReportMetric(float64(client.Microseconds())/float64(n), "client-µs/"+of)
 	b.ReportMetric(float64(redis.Microseconds())/float64(n), "redis-µs/"+of)

@@ -25,15 +25,15 @@ func scripts(t testing.TB) map[string]struct{ addr, script string } {
 	if err != nil {
 		t.Fatal(err)
 	}
-	script, real := string(text), storetest.StartRedis(t).Addr
+	script, server := string(text), storetest.StartRedis(t).Addr
 	before7 := strings.ReplaceAll(script, "redis.REDIS_VERSION_NUM", "nil")
 	if before7 == script {
 		t.Fatal("the script asks for no version")
 	}
 	return map[string]struct{ addr, script string }{
 		"miniredis":      {miniredis.RunT(t).Addr(), script},
-		"redis":          {real, script},
-		"redis before 7": {real, before7},
+		"redis":          {server, script},
+		"redis before 7": {server, before7},
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 
 const (
 	// sweepScan is how many keys one SCAN of a sweep looks at. Most are records,
-	// which the server passes over: it takes some 0.1 ms.
+	// which the server passes over: it takes some 0.4 ms.
 	sweepScan = 1000
 	// sweepMembers is about how many members are looked at in one step.
 	sweepMembers = maxCommands
@@ -79,7 +79,7 @@ func (s *Store) sweepInTurn(ctx context.Context) (result string, err error) {
 //
 // It looks at members that have not changed for as long as the shortest-lived
 // record lives, in steps with pauses: for the indexes with a million such
-// members, which are all still alive, that is two minutes. In a Cluster that
+// members, which are all still alive, that is some two minutes. In a Cluster that
 // moves slots meanwhile, some may be missed.
 func (s *Store) SweepIndexes(ctx context.Context) (removed int, err error) {
 	servers, err := s.masters(ctx)
