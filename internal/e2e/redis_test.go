@@ -16,7 +16,7 @@ import (
 // On this bus, whatever spends its deliveries instead of holding its messages has
 // none left after lock × deliveries.
 const (
-	lock       = 1500 * time.Millisecond
+	lock       = 2500 * time.Millisecond
 	deliveries = 3
 	outage     = lock*deliveries + time.Second
 )

@@ -210,20 +210,14 @@ func (p *Publisher) enqueue(items []*item) {
 
 // run sends what is in a lane until nothing is.
 func (p *Publisher) run(l *lane) {
-	var sent int64
 	for {
 		p.mu.Lock()
-		p.queued -= sent
 		items := l.pending
 		l.pending = nil
 		l.busy = len(items) > 0
 		p.mu.Unlock()
 		if len(items) == 0 {
 			return
-		}
-		sent = 0
-		for _, it := range items {
-			sent += it.size
 		}
 		p.send(items)
 	}
@@ -233,15 +227,26 @@ func (p *Publisher) run(l *lane) {
 func (p *Publisher) send(items []*item) {
 	for len(items) > 0 {
 		if err := items[0].call.ctx.Err(); err != nil {
-			items[0].finish(err) // nobody waits any more
+			p.finish(items[:1], err) // nobody waits any more
 			items = items[1:]
 			continue
 		}
 		n, err := p.sendSome(items[:min(len(items), maxSendMessages)])
-		for _, it := range items[:n] {
-			it.finish(err)
-		}
+		p.finish(items[:n], err)
 		items = items[n:]
+	}
+}
+
+// finish tells those who wait for items what has become of them. Their room is free by then: whoever publishes again at
+// once must not find it taken by what is done.
+func (p *Publisher) finish(items []*item, err error) {
+	p.mu.Lock()
+	for _, it := range items {
+		p.queued -= it.size
+	}
+	p.mu.Unlock()
+	for _, it := range items {
+		it.finish(err)
 	}
 }
 
