@@ -18,7 +18,8 @@ import (
 func main() {
 	service := shell.Service[notifier.Config]{
 		Defaults: notifier.Defaults(),
-		Common:   func(c notifier.Config) (string, string) { return c.Policy, c.PrivateListen },
+		Base:     notifier.Config.Base,
+		Check:    notifier.Config.Check,
 		Serve: func(ctx context.Context, c notifier.Config) error {
 			n, err := notifier.New(ctx, c, notifier.Options{})
 			if err != nil {

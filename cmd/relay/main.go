@@ -20,7 +20,8 @@ import (
 func main() {
 	service := shell.Service[relay.Config]{
 		Defaults: relay.Defaults(),
-		Common:   func(c relay.Config) (string, string) { return c.Policy, c.PrivateListen },
+		Base:     relay.Config.Base,
+		Check:    relay.Config.Check,
 		Serve: func(ctx context.Context, c relay.Config) error {
 			r, err := relay.New(ctx, c, relay.Options{})
 			if err != nil {

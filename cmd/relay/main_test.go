@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"io"
@@ -18,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"statusrelay/internal/certtest"
 	"statusrelay/internal/redisstore"
 	"statusrelay/internal/status"
 	"statusrelay/internal/storetest"
@@ -279,6 +281,7 @@ policy: `+policy+`
 redis: {addrs: [], ttl: -1h, pasword: x}
 watch: {max_sockets: 0}
 log: {level: loud}
+private_tls: {cert: /nowhere/tls.crt}
 `)
 	env := []string{connectionString, "STATUSRELAY_SERVICE_BUS_NAMESPACE=ns.example.net", "STATUSRELAY_REDIS_PASSWORD=" + canary}
 	for _, command := range []string{"check-config", "serve"} {
@@ -288,10 +291,10 @@ log: {level: loud}
 		}
 		want := []string{
 			"drain_timeout", "pasword", "default_hub", "redis.addrs", "redis.ttl", "watch.max_sockets", "log level", "auth.issuers",
-			"auth.audiences", "service_bus: exactly one",
+			"auth.audiences", "service_bus: exactly one", "listen: :8080", "private_tls.key",
 		}
 		if command == "check-config" {
-			want = append(want, "line 3", "surplus")
+			want = append(want, "line 3", "surplus", "/nowhere/tls.crt")
 		}
 		for _, w := range want {
 			if !strings.Contains(stderr, w) {
@@ -352,7 +355,10 @@ func TestReindexPutsBackWhatIsMissing(t *testing.T) {
 	const ofHub, ofOwner = "statusrelay:index:{h}", "statusrelay:index:{h/owner/u}"
 	server.Do("DEL", ofHub)
 
-	env := []string{connectionString, "STATUSRELAY_AUTH_ISSUERS=https://issuer.example", "STATUSRELAY_AUTH_AUDIENCES=statusrelay", "STATUSRELAY_REDIS_ADDRS=" + server.Addr}
+	env := []string{
+		connectionString, "STATUSRELAY_AUTH_ISSUERS=https://issuer.example", "STATUSRELAY_AUTH_AUDIENCES=statusrelay", "STATUSRELAY_LISTEN=127.0.0.1:0",
+		"STATUSRELAY_REDIS_ADDRS=" + server.Addr,
+	}
 	policy := "policy: " + write(t, "policy.yaml", "version: 1\nhubs: {\"*\": {orchestrators: {\"*\": {audiences: []}}}}\n") + "\n"
 	none := write(t, "none.yaml", policy+"redis: {index_labels: []}\n")
 	for _, c := range []struct{ config, hub, owner string }{
@@ -408,4 +414,29 @@ func TestHealthcheckAsksTheReplica(t *testing.T) {
 	if _, stderr, code := run(t, []string{address}, "healthcheck"); code != 1 || stderr == "" {
 		t.Errorf("away: got code %d, %q", code, stderr)
 	}
+}
+
+// Where the private listener speaks TLS, so does healthcheck, and believes nobody but the certificate that is configured.
+func TestW18HealthcheckFollowsTLS(t *testing.T) {
+	authority := certtest.New(t)
+	own, other := authority.Issue("own"), authority.Issue("other")
+	pair, err := tls.LoadX509KeyPair(own.Cert, own.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{pair}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "ready\n") })}
+	served := make(chan struct{})
+	go func() { defer close(served); _ = server.Serve(l) }()
+	for cert, want := range map[string]int{own.Cert: 0, other.Cert: 1, "": 1} {
+		env := []string{"STATUSRELAY_PRIVATE_LISTEN=" + l.Addr().String(), "STATUSRELAY_PRIVATE_TLS_CERT=" + cert}
+		if _, stderr, code := run(t, env, "healthcheck"); code != want {
+			t.Errorf("%q: got code %d, want %d: %s", cert, code, want, stderr)
+		}
+	}
+	_ = server.Close()
+	<-served
 }

@@ -15,7 +15,7 @@ import (
 type Config struct {
 	Listen        string        `koanf:"listen" usage:"address of the public listener"`
 	PrivateListen string        `koanf:"private_listen" usage:"address of the private listener: health, readiness, metrics, profiles"`
-	Policy        string        `koanf:"policy" usage:"path of the policy file; its publishers section counts here"`
+	Policy        string        `koanf:"policy" usage:"path of the policy file; its publishers section counts here; read again when it changes"`
 	DefaultHub    string        `koanf:"default_hub" usage:"hub of updates that name none"`
 	DrainTimeout  time.Duration `koanf:"drain_timeout" usage:"time to finish what is in hand when told to stop"`
 	MaxBodyBytes  int64         `koanf:"max_body_bytes" usage:"largest request body"`
@@ -23,6 +23,8 @@ type Config struct {
 	Rate          float64       `koanf:"rate" usage:"updates per second and caller"`
 
 	Log        shell.Log        `koanf:"log"`
+	TLS        shell.TLS        `koanf:"tls"`
+	PrivateTLS shell.KeyPair    `koanf:"private_tls"`
 	Auth       shell.Auth       `koanf:"auth"`
 	ServiceBus shell.ServiceBus `koanf:"service_bus"`
 }
@@ -49,9 +51,6 @@ func (c Config) Validate() error {
 	if err := status.ValidHub(c.DefaultHub); err != nil {
 		errs = append(errs, fmt.Errorf("default_hub: %w", err))
 	}
-	if c.Policy == "" {
-		errs = append(errs, errors.New("policy: required"))
-	}
 	if c.DrainTimeout <= 0 {
 		errs = append(errs, errors.New("drain_timeout: not positive"))
 	}
@@ -64,6 +63,17 @@ func (c Config) Validate() error {
 	if c.Rate <= 0 {
 		errs = append(errs, errors.New("rate: not positive"))
 	}
-	errs = append(errs, c.Auth.Validate(), c.ServiceBus.Validate(), c.Log.Validate())
+	errs = append(errs, c.Base().Validate(), c.ServiceBus.Validate())
 	return errors.Join(errs...)
 }
+
+// Base is the part that both programs have.
+func (c Config) Base() shell.BaseConfig {
+	return shell.BaseConfig{
+		Log: c.Log, Auth: c.Auth, Policy: c.Policy, Listen: c.Listen, PrivateListen: c.PrivateListen,
+		TLS: c.TLS, PrivateTLS: c.PrivateTLS,
+	}
+}
+
+// Check reads every file that is named and reports every mistake in them.
+func (c Config) Check() error { return c.Base().Check() }

@@ -41,9 +41,7 @@ type Notifier struct {
 
 // New builds a replica from a valid configuration and binds its ports.
 func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
-	base, err := shell.NewBase(ctx, shell.BaseConfig{
-		Log: c.Log, Auth: c.Auth, Policy: c.Policy, Listen: c.Listen, PrivateListen: c.PrivateListen,
-	}, o)
+	base, err := shell.NewBase(ctx, c.Base(), o)
 	if err != nil {
 		return nil, err
 	}
@@ -95,6 +93,7 @@ func (n *Notifier) Run(ctx context.Context) error {
 	live, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	parts, live := errgroup.WithContext(live)
+	parts.Go(func() error { return n.Base.Run(live) })
 	parts.Go(func() error { return n.Verifier.Run(live) })
 	parts.Go(func() error { return shell.Serve(n.public, n.Public) })
 	parts.Go(func() error { return shell.Serve(n.admin, n.Private) })

@@ -19,13 +19,15 @@ import (
 type Config struct {
 	Listen        string        `koanf:"listen" usage:"address of the public listener"`
 	PrivateListen string        `koanf:"private_listen" usage:"address of the private listener: health, readiness, metrics, profiles"`
-	Policy        string        `koanf:"policy" usage:"path of the policy file"`
+	Policy        string        `koanf:"policy" usage:"path of the policy file; read again when it changes"`
 	DefaultHub    string        `koanf:"default_hub" usage:"hub of updates and requests that name none"`
 	Origins       []string      `koanf:"origins" usage:"web origins whose pages may read and watch, such as https://portal.example; none by default"`
 	PublicURL     string        `koanf:"public_url" usage:"what callers see in front of every path, such as https://api.example/status; default: the request's host"`
 	DrainTimeout  time.Duration `koanf:"drain_timeout" usage:"time to settle, answer and close sockets when told to stop"`
 
 	Log          shell.Log        `koanf:"log"`
+	TLS          shell.TLS        `koanf:"tls"`
+	PrivateTLS   shell.KeyPair    `koanf:"private_tls"`
 	Auth         shell.Auth       `koanf:"auth"`
 	ServiceBus   shell.ServiceBus `koanf:"service_bus"`
 	Subscription string           `koanf:"subscription" usage:"the topic's subscription, which all replicas share"`
@@ -107,9 +109,6 @@ func (c Config) Validate() error {
 	if err := status.ValidHub(c.DefaultHub); err != nil {
 		errs = append(errs, fmt.Errorf("default_hub: %w", err))
 	}
-	if c.Policy == "" {
-		errs = append(errs, errors.New("policy: required"))
-	}
 	if len(c.Redis.Addrs) == 0 {
 		errs = append(errs, errors.New("redis.addrs: required"))
 	}
@@ -142,9 +141,20 @@ func (c Config) Validate() error {
 	if err := validBase(c.PublicURL); err != nil {
 		errs = append(errs, fmt.Errorf("public_url: %w", err))
 	}
-	errs = append(errs, c.Auth.Validate(), c.ServiceBus.Validate(), c.Log.Validate())
+	errs = append(errs, c.Base().Validate(), c.ServiceBus.Validate())
 	return errors.Join(errs...)
 }
+
+// Base is the part that both programs have.
+func (c Config) Base() shell.BaseConfig {
+	return shell.BaseConfig{
+		Log: c.Log, Auth: c.Auth, Policy: c.Policy, Listen: c.Listen, PrivateListen: c.PrivateListen,
+		TLS: c.TLS, PrivateTLS: c.PrivateTLS,
+	}
+}
+
+// Check reads every file that is named and reports every mistake in them.
+func (c Config) Check() error { return c.Base().Check() }
 
 // validBase reports what is wrong with a URL that paths are put behind.
 func validBase(base string) error {

@@ -40,7 +40,7 @@ import (
 // configuration. The zero value is what cmd/relay uses.
 type Options struct {
 	Listener net.Listener   // the public listener; nil: Config.Listen is bound
-	Policy   *policy.Policy // nil: Config.Policy is read
+	Policy   *policy.Policy // nil: Config.Policy is read, again when it changes
 	Pages    http.Handler   // serves what is not below /v1/; nil: nothing is there
 	Logger   *slog.Logger   // nil: as Config.Log says, to standard error
 }
@@ -65,9 +65,7 @@ type Relay struct {
 
 // New builds a replica from a valid configuration and binds its ports.
 func New(ctx context.Context, c Config, o Options) (*Relay, error) {
-	base, err := shell.NewBase(ctx, shell.BaseConfig{
-		Log: c.Log, Auth: c.Auth, Policy: c.Policy, Listen: c.Listen, PrivateListen: c.PrivateListen,
-	}, shell.Given{Listener: o.Listener, Policy: o.Policy, Logger: o.Logger})
+	base, err := shell.NewBase(ctx, c.Base(), shell.Given{Listener: o.Listener, Policy: o.Policy, Logger: o.Logger})
 	if err != nil {
 		return nil, err
 	}
@@ -178,6 +176,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	live, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	parts, live := errgroup.WithContext(live)
+	parts.Go(func() error { return r.Base.Run(live) })
 	parts.Go(func() error { return r.Verifier.Run(live) })
 	parts.Go(func() error { return r.follower.Run(live) })
 	parts.Go(func() error { return r.hub.Run(live, r.follower, r.store) })

@@ -2,11 +2,14 @@ package shell
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -19,7 +22,7 @@ import (
 // them made from the configuration. The zero value is what programs use.
 type Given struct {
 	Listener net.Listener   // the public listener; nil: the address is bound
-	Policy   *policy.Policy // nil: the file is read
+	Policy   *policy.Policy // nil: the file is read, again when it changes
 	Logger   *slog.Logger   // nil: one to standard error
 }
 
@@ -28,23 +31,71 @@ type BaseConfig struct {
 	Log                           Log
 	Auth                          Auth
 	Policy, Listen, PrivateListen string
+	TLS                           TLS
+	PrivateTLS                    KeyPair
+}
+
+// Validate reports every mistake, each with its key.
+func (c BaseConfig) Validate() error {
+	errs := []error{
+		plainly(c.Listen, c.TLS), c.TLS.pair().Validate("tls"), c.PrivateTLS.Validate("private_tls"), c.Auth.Validate(), c.Log.Validate(),
+	}
+	if c.Policy == "" {
+		errs = append(errs, errors.New("policy: required: the path of the policy file"))
+	}
+	return errors.Join(errs...)
+}
+
+// Check reads every file that is named and reports every mistake in them.
+func (c BaseConfig) Check() error {
+	log := slog.New(slog.DiscardHandler)
+	_, err := c.load(NewFiles(log, nil), log, c.Policy != "")
+	return err
+}
+
+// loaded are the files of a BaseConfig; nil: there is none.
+type loaded struct {
+	policy             *Loaded[*policy.Policy]
+	public, privateTLS *Loaded[*tls.Certificate]
+}
+
+// load reads them all, so that every mistake in them is told at once.
+func (c BaseConfig) load(f *Files, log *slog.Logger, withPolicy bool) (l loaded, err error) {
+	var errs [3]error
+	if withPolicy {
+		l.policy, errs[0] = Load(f, "policy", func(open Open) (*policy.Policy, error) {
+			p, err := readPolicy(c.Policy, open)
+			if err != nil {
+				return nil, err
+			}
+			return p.WithLogger(log), nil
+		})
+	}
+	if pair := c.TLS.pair(); pair.Given() {
+		l.public, errs[1] = LoadPair(f, "tls", pair)
+	}
+	if c.PrivateTLS.Given() {
+		l.privateTLS, errs[2] = LoadPair(f, "private_tls", c.PrivateTLS)
+	}
+	return l, errors.Join(errs[:]...)
 }
 
 // Base is what both programs stand on.
 type Base struct {
 	Log      *slog.Logger
 	Metrics  *prometheus.Registry
+	Files    *Files
 	Verifier *auth.Verifier
 	Public   net.Listener
 	Private  net.Listener
 
-	policy *policy.Policy
+	policy *Loaded[*policy.Policy]
 }
 
 // NewBase makes a Base and binds its ports. On an error it has released what it
 // took, the given listener included.
 func NewBase(ctx context.Context, c BaseConfig, g Given) (_ *Base, err error) {
-	b := &Base{Log: g.Logger, Metrics: telemetry.NewRegistry(), Public: g.Listener, policy: g.Policy}
+	b := &Base{Log: g.Logger, Metrics: telemetry.NewRegistry(), Public: g.Listener}
 	defer func() {
 		if err != nil {
 			b.Release()
@@ -55,26 +106,51 @@ func NewBase(ctx context.Context, c BaseConfig, g Given) (_ *Base, err error) {
 			return nil, err
 		}
 	}
-	if b.policy == nil {
-		if b.policy, err = Policy(c.Policy); err != nil {
-			return nil, err
-		}
+	b.Files = NewFiles(b.Log, b.Metrics)
+	files, err := c.load(b.Files, b.Log, g.Policy == nil)
+	if err != nil {
+		return nil, err
 	}
-	b.policy = b.policy.WithLogger(b.Log)
+	if b.policy = files.policy; g.Policy != nil {
+		b.policy = Fixed(g.Policy.WithLogger(b.Log))
+	}
 	if b.Verifier, err = c.Auth.Verifier(b.Log, b.Metrics); err != nil {
 		return nil, fmt.Errorf("auth: %w", err)
 	}
-	if b.Public == nil {
-		if b.Public, err = Listen(ctx, "listen", c.Listen); err != nil {
-			return nil, err
-		}
-	}
-	b.Private, err = Listen(ctx, "private_listen", c.PrivateListen)
-	return b, err
+	return b, b.listen(ctx, c, files)
 }
 
-// Policy is the policy in force.
-func (b *Base) Policy() *policy.Policy { return b.policy }
+// listen binds the ports that were not given.
+func (b *Base) listen(ctx context.Context, c BaseConfig, files loaded) (err error) {
+	if b.Public == nil {
+		if b.Public, err = Listen(ctx, "listen", c.Listen); err != nil {
+			return err
+		}
+	}
+	if files.public != nil {
+		b.Public = protect(b.Public, files.public)
+	}
+	if b.Private, err = Listen(ctx, "private_listen", c.PrivateListen); err != nil {
+		return err
+	}
+	if files.privateTLS != nil {
+		b.Private = protect(b.Private, files.privateTLS)
+	}
+	return nil
+}
+
+// Run keeps what was read from files up to date until ctx ends.
+func (b *Base) Run(ctx context.Context) error {
+	again := make(chan os.Signal, 1)
+	if b.Files.Any() { // else SIGHUP does what it always does: a program on a terminal ends with it
+		signal.Notify(again, syscall.SIGHUP)
+		defer signal.Stop(again)
+	}
+	return b.Files.Run(ctx, again)
+}
+
+// Policy is the policy in force: another one when its file has changed.
+func (b *Base) Policy() *policy.Policy { return b.policy.Value() }
 
 // Addr is the address of the public listener.
 func (b *Base) Addr() net.Addr { return b.Public.Addr() }

@@ -50,22 +50,21 @@ func NewRoot(name, short string, commands ...*cobra.Command) *cobra.Command {
 // A Service is a program that serves with a configuration C.
 type Service[C any] struct {
 	Defaults C
-	// Common reads what every service's configuration has.
-	Common func(C) (policy, privateListen string)
-	Serve  func(context.Context, C) error
+	// Base is the part of a configuration that every service has.
+	Base func(C) BaseConfig
+	// Check reads every file that a configuration names and reports every mistake
+	// in them.
+	Check func(C) error
+	Serve func(context.Context, C) error
 }
 
 // Commands returns serve, check-config, config and healthcheck.
 func (s Service[C]) Commands() []*cobra.Command {
 	return []*cobra.Command{
 		s.Command("serve", "Run one replica", func(cmd *cobra.Command, c C) error { return s.Serve(cmd.Context(), c) }),
-		s.command("check-config", "Say everything that is wrong with the configuration and the policy",
+		s.command("check-config", "Say everything that is wrong with the configuration and the files that it names",
 			func(cmd *cobra.Command, c C, _ *settings.Set[C], err error) error {
-				if path, _ := s.Common(c); path != "" {
-					_, policyErr := Policy(path)
-					err = errors.Join(err, policyErr)
-				}
-				if err == nil {
+				if err = errors.Join(err, s.Check(c)); err == nil {
 					_, err = fmt.Fprintln(cmd.OutOrStdout(), "the configuration is valid")
 				}
 				return err
@@ -76,8 +75,8 @@ func (s Service[C]) Commands() []*cobra.Command {
 			}),
 		s.command("healthcheck", "Ask the replica on this machine whether it is ready (for images without a shell)",
 			func(cmd *cobra.Command, c C, _ *settings.Set[C], _ error) error {
-				_, address := s.Common(c) // whatever else is wrong is not asked here
-				return Healthcheck(cmd.Context(), address)
+				b := s.Base(c) // whatever else is wrong is not asked here
+				return Healthcheck(cmd.Context(), b.PrivateListen, b.PrivateTLS.Cert)
 			}),
 	}
 }

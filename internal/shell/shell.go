@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -107,19 +108,42 @@ func (s ServiceBus) Validate() error {
 }
 
 // Policy reads the policy file.
-func Policy(path string) (*policy.Policy, error) {
+func Policy(path string) (*policy.Policy, error) { return readPolicy(path, os.ReadFile) }
+
+func readPolicy(path string, open Open) (*policy.Policy, error) {
 	if path == "" {
 		return nil, errors.New("policy: required: the path of the policy file")
 	}
-	text, err := os.ReadFile(path)
+	text, err := open(path)
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
 	p, err := policy.Parse(text)
 	if err != nil {
-		return nil, fmt.Errorf("policy %s: %w", path, err)
+		return nil, fmt.Errorf("policy %s: %w", path, policyError{err})
 	}
 	return p, nil
+}
+
+// policyError tells where a policy is wrong without quoting it: conditions name
+// customers.
+type policyError struct{ error }
+
+func (e policyError) Unwrap() error { return e.error }
+
+func (e policyError) Discreet() string {
+	var places []string
+	if wrong, ok := errors.AsType[*policy.ParseError](e.error); ok {
+		const enough = 10 // for a line of a log
+		for i, m := range wrong.Mistakes {
+			if i == enough {
+				places = append(places, fmt.Sprintf("and %d more", len(wrong.Mistakes)-enough))
+				break
+			}
+			places = append(places, fmt.Sprintf("line %d, column %d", m.Line, m.Column))
+		}
+	}
+	return strings.Join(places, "; ")
 }
 
 // Listen binds a TCP address.
@@ -179,8 +203,8 @@ func WaitReady(ctx context.Context, ready func(context.Context) error) error {
 }
 
 // Healthcheck asks the private listener at that address whether its program is
-// ready.
-func Healthcheck(ctx context.Context, address string) error {
+// ready. With the path of a certificate it asks by TLS, and whoever has that one.
+func Healthcheck(ctx context.Context, address, cert string) error {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return fmt.Errorf("private_listen: %w", err)
@@ -188,13 +212,19 @@ func Healthcheck(ctx context.Context, address string) error {
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/readyz", nil)
+	client, scheme := &http.Client{Timeout: 3 * time.Second}, "http"
+	if cert != "" {
+		config, err := onlyThis(cert)
+		if err != nil {
+			return fmt.Errorf("private_tls.cert: %w", err)
+		}
+		client.Transport, scheme = &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}, "https"
+	}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+net.JoinHostPort(host, port)+"/readyz", nil)
 	if err != nil {
 		return err
 	}
-	answer, err := http.DefaultClient.Do(request)
+	answer, err := client.Do(request)
 	if err != nil {
 		return fmt.Errorf("private_listen %s: %w", address, err)
 	}

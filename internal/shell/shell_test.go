@@ -213,11 +213,11 @@ func TestHealthcheckAsksThisMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, address := range []string{":" + port, "0.0.0.0:" + port, "[::]:" + port, "127.0.0.1:" + port} {
-		if err := shell.Healthcheck(t.Context(), address); err != nil {
+		if err := shell.Healthcheck(t.Context(), address, ""); err != nil {
 			t.Errorf("%s: %v", address, err)
 		}
 	}
-	if err := shell.Healthcheck(t.Context(), "nothing"); err == nil || !strings.Contains(err.Error(), "private_listen") {
+	if err := shell.Healthcheck(t.Context(), "nothing", ""); err == nil || !strings.Contains(err.Error(), "private_listen") {
 		t.Errorf("no address: got %v", err)
 	}
 	server.Close()
