@@ -302,7 +302,7 @@ func (w *world) watchAfter(r *replica, token string, after map[status.Key]int64,
 
 func (w *world) dial(r *replica, token string) *watcher {
 	w.Helper()
-	dialer := websocket.Dialer{Subprotocols: []string{"status.v1.json"}}
+	dialer := websocket.Dialer{Subprotocols: []string{"status.v1.json"}, TLSClientConfig: w.tls}
 	conn, _, err := dialer.DialContext(w.ctx, "ws"+strings.TrimPrefix(r.base, "http")+"/v1/watch",
 		http.Header{"Authorization": {"Bearer " + token}})
 	if err != nil {

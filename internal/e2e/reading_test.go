@@ -45,7 +45,7 @@ func (w *world) stream(r *replica, token, path string, headers ...string) *strea
 	for i := 0; i < len(headers); i += 2 {
 		request.Header.Set(headers[i], headers[i+1])
 	}
-	answer, err := (&http.Client{}).Do(request)
+	answer, err := (&http.Client{Transport: w.client.Transport}).Do(request) // which has no patience to lose
 	if err != nil {
 		w.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"net"
 	"net/http"
@@ -48,6 +49,7 @@ type world struct {
 	issuer     *devissuer.Issuer
 	issuerURL  string
 	client     *http.Client
+	tls        *tls.Config // of clients, if a replica speaks TLS
 	logs       *logs // of every replica in this process, at level debug
 
 	operator, customer, publisher string // tokens
@@ -139,7 +141,7 @@ type replica struct {
 }
 
 // relay starts a replica of the relay and waits until it is ready. It has the
-// policy of development mode unless another is given.
+// policy of development mode unless another, or a file, is given.
 func (w *world) relay(rules *policy.Policy, change ...func(*relay.Config)) *replica {
 	w.Helper()
 	c := relay.Defaults()
@@ -149,14 +151,18 @@ func (w *world) relay(rules *policy.Policy, change ...func(*relay.Config)) *repl
 	for _, f := range change {
 		f(&c)
 	}
-	if rules == nil {
+	if rules == nil && c.Policy == "" {
 		rules = w.policy(string(policy.Development()))
 	}
 	r, err := relay.New(w.ctx, c, relay.Options{Policy: rules, Logger: w.logs.logger().With("program", "relay")})
 	if err != nil {
 		w.Fatal(err)
 	}
-	started := &replica{base: "http://" + r.Addr().String(), private: "http://" + r.PrivateAddr().String(), stop: w.run(r.Run)}
+	scheme := "http://"
+	if c.TLS.Cert != "" {
+		scheme = "https://"
+	}
+	started := &replica{base: scheme + r.Addr().String(), private: "http://" + r.PrivateAddr().String(), stop: w.run(r.Run)}
 	if err := r.WaitReady(w.ctx); err != nil {
 		w.Fatalf("the relay does not get ready: %v", err)
 	}
