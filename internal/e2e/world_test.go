@@ -50,7 +50,7 @@ type world struct {
 	issuerURL  string
 	client     *http.Client
 	tls        *tls.Config // of clients, if a replica speaks TLS
-	logs       *logs // of every replica in this process, at level debug
+	logs       *logs       // of every replica in this process, at level debug
 
 	operator, customer, publisher string // tokens
 

@@ -3,12 +3,11 @@ package relay
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
-	"slices"
 	"strings"
 	"time"
 
-	"statusrelay/internal/settings"
 	"statusrelay/internal/shell"
 	"statusrelay/internal/status"
 )
@@ -34,21 +33,6 @@ type Config struct {
 	Redis        Redis            `koanf:"redis"`
 	Watch        Watch            `koanf:"watch"`
 	Read         Read             `koanf:"read"`
-}
-
-// Redis says where records are kept.
-type Redis struct {
-	Addrs       []string        `koanf:"addrs" usage:"addresses: one of a server, several of a cluster, or Sentinels with a master name"`
-	Cluster     bool            `koanf:"cluster" usage:"the single address is a cluster's, as on Azure Managed Redis"`
-	MasterName  string          `koanf:"master_name" usage:"name of the master that the Sentinels watch"`
-	Username    string          `koanf:"username" usage:"user name (Redis ACL)"`
-	Password    settings.Secret `koanf:"password" usage:"password"`
-	TLS         bool            `koanf:"tls" usage:"use TLS, verified with the system's roots"`
-	DB          int             `koanf:"db" usage:"database number; 0 on a cluster"`
-	Prefix      string          `koanf:"prefix" usage:"prefix of every key and channel"`
-	IndexLabels []string        `koanf:"index_labels" usage:"labels by which lists are kept, so that a list by one of them reads no others"`
-	TTL         time.Duration   `koanf:"ttl" usage:"how long a record is kept after its last change"`
-	TerminalTTL time.Duration   `koanf:"terminal_ttl" usage:"how long it is kept when its orchestration has ended"`
 }
 
 // Watch bounds what WebSocket clients may do.
@@ -109,20 +93,11 @@ func (c Config) Validate() error {
 	if err := status.ValidHub(c.DefaultHub); err != nil {
 		errs = append(errs, fmt.Errorf("default_hub: %w", err))
 	}
-	if len(c.Redis.Addrs) == 0 {
-		errs = append(errs, errors.New("redis.addrs: required"))
-	}
-	for n, label := range c.Redis.IndexLabels {
-		if label == "" || slices.Contains(c.Redis.IndexLabels[:n], label) {
-			errs = append(errs, fmt.Errorf("redis.index_labels: %q is empty or repeated", label))
-		}
-	}
+	errs = append(errs, c.Redis.validate())
 	if c.Subscription == "" {
 		errs = append(errs, errors.New("subscription: required"))
 	}
 	positive("drain_timeout", int64(c.DrainTimeout))
-	positive("redis.ttl", int64(c.Redis.TTL))
-	positive("redis.terminal_ttl", int64(c.Redis.TerminalTTL))
 	positive("watch.max_sockets", int64(c.Watch.MaxSockets))
 	positive("watch.max_watches", int64(c.Watch.MaxWatches))
 	positive("watch.ping_interval", int64(c.Watch.PingInterval))
@@ -154,7 +129,11 @@ func (c Config) Base() shell.BaseConfig {
 }
 
 // Check reads every file that is named and reports every mistake in them.
-func (c Config) Check() error { return c.Base().Check() }
+func (c Config) Check() error {
+	log := slog.New(slog.DiscardHandler)
+	_, err := c.Redis.options(shell.NewFiles(log, nil), log, nil)
+	return errors.Join(c.Base().Check(), err)
+}
 
 // validBase reports what is wrong with a URL that paths are put behind.
 func validBase(base string) error {

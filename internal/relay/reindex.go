@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"statusrelay/internal/redisstore"
+	"statusrelay/internal/shell"
 	"statusrelay/internal/telemetry"
 )
 
@@ -18,7 +19,11 @@ func Reindex(ctx context.Context, c Config, log io.Writer, progress func(n int))
 	if err != nil {
 		return 0, fmt.Errorf("log: %w", err)
 	}
-	store, err := redisstore.New(c.Redis.options(logger, nil))
+	connect, err := c.Redis.options(shell.NewFiles(logger, nil), logger, nil)
+	if err != nil {
+		return 0, err
+	}
+	store, err := redisstore.New(connect)
 	if err != nil {
 		return 0, fmt.Errorf("redis: %w", err)
 	}

@@ -8,7 +8,6 @@ package relay
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,7 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/cors"
 	"golang.org/x/sync/errgroup"
 
@@ -82,7 +80,11 @@ func New(ctx context.Context, c Config, o Options) (*Relay, error) {
 // parts builds everything between the broker and the handlers.
 func (r *Relay) parts() (err error) {
 	c := r.config
-	if r.store, err = redisstore.New(c.Redis.options(r.Log, r.Metrics)); err != nil {
+	connect, err := c.Redis.options(r.Files, r.Log, r.Metrics)
+	if err != nil {
+		return err
+	}
+	if r.store, err = redisstore.New(connect); err != nil {
 		return fmt.Errorf("redis: %w", err)
 	}
 	r.receiver, err = servicebus.NewReceiver(servicebus.Options{
@@ -130,18 +132,6 @@ func (r *Relay) watching() {
 		PingInterval: c.Watch.PingInterval, WriteTimeout: c.Watch.WriteTimeout, DrainPeriod: c.DrainTimeout,
 		Logger: r.Log, Metrics: r.Metrics,
 	})
-}
-
-func (c Redis) options(log *slog.Logger, metrics prometheus.Registerer) redisstore.Options {
-	o := redisstore.Options{
-		Addrs: c.Addrs, Cluster: c.Cluster, MasterName: c.MasterName, Username: c.Username, Password: c.Password.Reveal(), DB: c.DB,
-		Prefix: c.Prefix, TTL: c.TTL, TerminalTTL: c.TerminalTTL, Logger: log, Metrics: metrics,
-		IndexLabels: append([]string{}, c.IndexLabels...), // none stay none
-	}
-	if c.TLS {
-		o.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
-	}
-	return o
 }
 
 // routes is what the public listener serves.
