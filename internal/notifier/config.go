@@ -13,14 +13,16 @@ import (
 // Each field is a flag, an environment variable and a key of the YAML file;
 // package settings says how they are named.
 type Config struct {
-	Listen        string        `koanf:"listen" usage:"address of the public listener"`
-	PrivateListen string        `koanf:"private_listen" usage:"address of the private listener: health, readiness, metrics, profiles"`
-	Policy        string        `koanf:"policy" usage:"path of the policy file; its publishers section counts here; read again when it changes"`
-	DefaultHub    string        `koanf:"default_hub" usage:"hub of updates that name none"`
-	DrainTimeout  time.Duration `koanf:"drain_timeout" usage:"time to finish what is in hand when told to stop"`
-	MaxBodyBytes  int64         `koanf:"max_body_bytes" usage:"largest request body"`
-	MaxUpdates    int           `koanf:"max_updates" usage:"most updates in one request"`
-	Rate          float64       `koanf:"rate" usage:"updates per second and caller"`
+	Listen         string        `koanf:"listen" usage:"address of the public listener"`
+	PrivateListen  string        `koanf:"private_listen" usage:"address of the private listener: health, readiness, metrics, profiles"`
+	Policy         string        `koanf:"policy" usage:"path of the policy file; its publishers section counts here; read again when it changes"`
+	DefaultHub     string        `koanf:"default_hub" usage:"hub of updates that name none"`
+	TrustedProxies []string      `koanf:"trusted_proxies" usage:"addresses and networks, such as 10.0.0.0/8, of proxies that are believed who has called them; none by default"`
+	ProxyHeaders   string        `koanf:"proxy_headers" usage:"where they say it: x-forwarded (X-Forwarded-For and -Proto) or forwarded (RFC 7239); the other is never read"`
+	DrainTimeout   time.Duration `koanf:"drain_timeout" usage:"time to finish what is in hand when told to stop"`
+	MaxBodyBytes   int64         `koanf:"max_body_bytes" usage:"largest request body"`
+	MaxUpdates     int           `koanf:"max_updates" usage:"most updates in one request"`
+	Rate           float64       `koanf:"rate" usage:"updates per second and caller"`
 
 	Log        shell.Log        `koanf:"log"`
 	TLS        shell.TLS        `koanf:"tls"`
@@ -35,6 +37,7 @@ func Defaults() Config {
 		Listen:        ":8081",
 		PrivateListen: "127.0.0.1:9091",
 		DefaultHub:    "default",
+		ProxyHeaders:  "x-forwarded",
 		DrainTimeout:  25 * time.Second,
 		MaxBodyBytes:  1 << 20,
 		MaxUpdates:    1000,
@@ -71,7 +74,7 @@ func (c Config) Validate() error {
 func (c Config) Base() shell.BaseConfig {
 	return shell.BaseConfig{
 		Log: c.Log, Auth: c.Auth, Policy: c.Policy, Listen: c.Listen, PrivateListen: c.PrivateListen,
-		TLS: c.TLS, PrivateTLS: c.PrivateTLS,
+		TLS: c.TLS, PrivateTLS: c.PrivateTLS, TrustedProxies: c.TrustedProxies, ProxyHeaders: c.ProxyHeaders,
 	}
 }
 

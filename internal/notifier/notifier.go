@@ -61,7 +61,7 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 		Logger: n.Log, Metrics: n.Metrics,
 	}))
 	documents.Handle(mux)
-	n.public = shell.NewServer(mux, n.Log)
+	n.public = n.NewPublicServer(mux)
 	n.admin = shell.NewServer(telemetry.Private(n.Metrics, n.ready), n.Log)
 	return n, nil
 }

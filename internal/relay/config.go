@@ -16,13 +16,15 @@ import (
 // flag, an environment variable and a key of the YAML file; package settings
 // says how they are named.
 type Config struct {
-	Listen        string        `koanf:"listen" usage:"address of the public listener"`
-	PrivateListen string        `koanf:"private_listen" usage:"address of the private listener: health, readiness, metrics, profiles"`
-	Policy        string        `koanf:"policy" usage:"path of the policy file; read again when it changes"`
-	DefaultHub    string        `koanf:"default_hub" usage:"hub of updates and requests that name none"`
-	Origins       []string      `koanf:"origins" usage:"web origins whose pages may read and watch, such as https://portal.example; none by default"`
-	PublicURL     string        `koanf:"public_url" usage:"what callers see in front of every path, such as https://api.example/status; default: the request's host"`
-	DrainTimeout  time.Duration `koanf:"drain_timeout" usage:"time to settle, answer and close sockets when told to stop"`
+	Listen         string        `koanf:"listen" usage:"address of the public listener"`
+	PrivateListen  string        `koanf:"private_listen" usage:"address of the private listener: health, readiness, metrics, profiles"`
+	Policy         string        `koanf:"policy" usage:"path of the policy file; read again when it changes"`
+	DefaultHub     string        `koanf:"default_hub" usage:"hub of updates and requests that name none"`
+	Origins        []string      `koanf:"origins" usage:"web origins whose pages may read and watch, such as https://portal.example; none by default"`
+	PublicURL      string        `koanf:"public_url" usage:"what callers see in front of every path, such as https://api.example/status; default: the request's host"`
+	TrustedProxies []string      `koanf:"trusted_proxies" usage:"addresses and networks, such as 10.0.0.0/8, of proxies that are believed who has called them; none by default"`
+	ProxyHeaders   string        `koanf:"proxy_headers" usage:"where they say it: x-forwarded (X-Forwarded-For and -Proto) or forwarded (RFC 7239); the other is never read"`
+	DrainTimeout   time.Duration `koanf:"drain_timeout" usage:"time to settle, answer and close sockets when told to stop"`
 
 	Log          shell.Log        `koanf:"log"`
 	TLS          shell.TLS        `koanf:"tls"`
@@ -61,6 +63,7 @@ func Defaults() Config {
 		Listen:        ":8080",
 		PrivateListen: "127.0.0.1:9090",
 		DefaultHub:    "default",
+		ProxyHeaders:  "x-forwarded",
 		DrainTimeout:  25 * time.Second,
 		Log:           shell.Log{Level: "info", Format: "text"},
 		Auth:          shell.DefaultAuth(),
@@ -124,7 +127,7 @@ func (c Config) Validate() error {
 func (c Config) Base() shell.BaseConfig {
 	return shell.BaseConfig{
 		Log: c.Log, Auth: c.Auth, Policy: c.Policy, Listen: c.Listen, PrivateListen: c.PrivateListen,
-		TLS: c.TLS, PrivateTLS: c.PrivateTLS,
+		TLS: c.TLS, PrivateTLS: c.PrivateTLS, TrustedProxies: c.TrustedProxies, ProxyHeaders: c.ProxyHeaders,
 	}
 }
 

@@ -72,7 +72,7 @@ func New(ctx context.Context, c Config, o Options) (*Relay, error) {
 		r.release()
 		return nil, err
 	}
-	r.public = shell.NewServer(r.routes(o.Pages), r.Log)
+	r.public = r.NewPublicServer(r.routes(o.Pages))
 	r.admin = shell.NewServer(telemetry.Private(r.Metrics, r.ready), r.Log)
 	return r, nil
 }

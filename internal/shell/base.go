@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -33,12 +34,15 @@ type BaseConfig struct {
 	Policy, Listen, PrivateListen string
 	TLS                           TLS
 	PrivateTLS                    KeyPair
+	TrustedProxies                []string
+	ProxyHeaders                  string
 }
 
 // Validate reports every mistake, each with its key.
 func (c BaseConfig) Validate() error {
+	_, err := NewProxies(c.TrustedProxies, c.ProxyHeaders)
 	errs := []error{
-		plainly(c.Listen, c.TLS), c.TLS.pair().Validate("tls"), c.PrivateTLS.Validate("private_tls"), c.Auth.Validate(), c.Log.Validate(),
+		err, plainly(c.Listen, c.TLS), c.TLS.pair().Validate("tls"), c.PrivateTLS.Validate("private_tls"), c.Auth.Validate(), c.Log.Validate(),
 	}
 	if c.Policy == "" {
 		errs = append(errs, errors.New("policy: required: the path of the policy file"))
@@ -89,7 +93,8 @@ type Base struct {
 	Public   net.Listener
 	Private  net.Listener
 
-	policy *Loaded[*policy.Policy]
+	policy  *Loaded[*policy.Policy]
+	proxies *Proxies
 }
 
 // NewBase makes a Base and binds its ports. On an error it has released what it
@@ -105,6 +110,9 @@ func NewBase(ctx context.Context, c BaseConfig, g Given) (_ *Base, err error) {
 		if b.Log, err = telemetry.NewLogger(os.Stderr, c.Log.Level, c.Log.Format); err != nil {
 			return nil, err
 		}
+	}
+	if b.proxies, err = NewProxies(c.TrustedProxies, c.ProxyHeaders); err != nil {
+		return nil, err
 	}
 	b.Files = NewFiles(b.Log, b.Metrics)
 	files, err := c.load(b.Files, b.Log, g.Policy == nil)
@@ -151,6 +159,12 @@ func (b *Base) Run(ctx context.Context) error {
 
 // Policy is the policy in force: another one when its file has changed.
 func (b *Base) Policy() *policy.Policy { return b.policy.Value() }
+
+// NewPublicServer returns the server of the public listener, whose handler is told
+// who has really called, as Proxies.Handler says.
+func (b *Base) NewPublicServer(h http.Handler) *http.Server {
+	return NewServer(b.proxies.Handler(h), b.Log)
+}
 
 // Addr is the address of the public listener.
 func (b *Base) Addr() net.Addr { return b.Public.Addr() }

@@ -24,7 +24,7 @@ import (
 func valid() shell.BaseConfig {
 	c := shell.BaseConfig{
 		Log: shell.Log{Level: "info", Format: "text"}, Auth: shell.DefaultAuth(), Policy: "policy.yaml",
-		Listen: "127.0.0.1:0", PrivateListen: "127.0.0.1:0",
+		Listen: "127.0.0.1:0", PrivateListen: "127.0.0.1:0", ProxyHeaders: "x-forwarded",
 	}
 	c.Auth.Issuers, c.Auth.Audiences = []string{"https://issuer.example"}, []string{"statusrelay"}
 	return c
@@ -96,8 +96,8 @@ func serve(t *testing.T, c shell.BaseConfig, g shell.Given) *served {
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	ended := make(chan error, 3)
-	hello := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) })
-	public, private := shell.NewServer(hello, b.Log), shell.NewServer(hello, b.Log)
+	hello := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, "ready") })
+	public, private := b.NewPublicServer(hello), shell.NewServer(hello, b.Log)
 	go func() { ended <- b.Run(ctx) }()
 	go func() { ended <- shell.Serve(public, b.Public) }()
 	go func() { ended <- shell.Serve(private, b.Private) }()
