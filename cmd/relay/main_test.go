@@ -440,3 +440,79 @@ func TestW18HealthcheckFollowsTLS(t *testing.T) {
 	_ = server.Close()
 	<-served
 }
+
+// A program that serves, is hung up on and cannot use what it finds says nothing of its secrets: in the log at its most
+// talkative, in the metrics, or in what profiles say of it. And it goes on with what it had.
+func TestServingTellsNoSecret(t *testing.T) {
+	dir := t.TempDir()
+	pair := certtest.New(t).Issue("own")
+	policy := filepath.Join(dir, "policy.yaml")
+	put := func(path, text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(policy, "version: 1\nhubs: {\"*\": {orchestrators: {\"*\": {audiences: [{name: c4n4ry-key, when: \"'c4n4ry-key' in claims.roles\", see: {}}]}}}}\n")
+	private, redis := storetest.FreeAddr(t), storetest.StartRedis(t)
+	redis.Do("CONFIG", "SET", "requirepass", "another")
+	cmd := program(t, []string{
+		"STATUSRELAY_SERVICE_BUS_CONNECTION_STRING=Endpoint=sb://127.0.0.1:1;SharedAccessKeyName=n;SharedAccessKey=" + canary + ";UseDevelopmentEmulator=true",
+		"STATUSRELAY_REDIS_PASSWORD=" + canary, "STATUSRELAY_REDIS_ADDRS=" + redis.Addr,
+		"STATUSRELAY_AUTH_ISSUERS=http://127.0.0.1:1/issuer", "STATUSRELAY_AUTH_AUDIENCES=statusrelay", "STATUSRELAY_TLS_CERT=" + pair.Cert,
+		"STATUSRELAY_TLS_KEY=" + pair.Key, "STATUSRELAY_POLICY=" + policy, "STATUSRELAY_DRAIN_TIMEOUT=1s",
+	}, "serve", "--log-level", "debug", "--listen", "127.0.0.1:0", "--private-listen", private)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	read := func(path string) string {
+		got, err := http.Get("http://" + private + path)
+		if err != nil {
+			return ""
+		}
+		defer got.Body.Close()
+		text, err := io.ReadAll(got.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	until(t, "it serves", func() bool { return read("/healthz") == "ok\n" })
+	put(policy, "version: 1\n"+canary+": {")
+	put(pair.Key, "-----BEGIN PRIVATE KEY-----\n"+canary+"\n")
+	broken := func(kind string) bool {
+		return strings.Contains(read("/metrics"), `statusrelay_reload_failures_total{file="`+kind+`"} `) &&
+			!strings.Contains(read("/metrics"), `statusrelay_reload_failures_total{file="`+kind+`"} 0`)
+	}
+	until(t, "it has looked at its files", func() bool {
+		if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		return broken("policy") && broken("tls")
+	})
+	all := ""
+	for _, path := range []string{"/metrics", "/readyz", "/debug/pprof/cmdline", "/debug/pprof/goroutine?debug=2"} {
+		text := read(path)
+		if text == "" {
+			t.Errorf("%s is empty", path)
+		}
+		all += text
+	}
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+	all += said.String()
+	if strings.Contains(all, canary) {
+		t.Errorf("a secret is told:\n%s", all)
+	}
+	for _, want := range []string{"line 2", "file=tls"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("nothing says %q:\n%s", want, said.String())
+		}
+	}
+}

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -43,6 +45,11 @@ func (c Redis) validate() error {
 	var errs []error
 	if len(c.Addrs) == 0 {
 		errs = append(errs, errors.New("redis.addrs: required"))
+	}
+	for n, address := range c.Addrs { // not quoted: whoever writes a URL may put a password into it
+		if _, _, err := net.SplitHostPort(address); strings.Contains(address, "@") || err != nil && !strings.HasPrefix(address, "/") {
+			errs = append(errs, fmt.Errorf("redis.addrs: number %d is not of the form host:port", n+1))
+		}
 	}
 	for n, label := range c.IndexLabels {
 		if label == "" || slices.Contains(c.IndexLabels[:n], label) {

@@ -64,6 +64,21 @@ func TestRedisIsReachedByTLS(t *testing.T) {
 	}
 }
 
+// An address is one, and is not repeated when it is none: it may be a URL with a
+// password.
+func TestRedisAddressIsNoURL(t *testing.T) {
+	for address, valid := range map[string]bool{
+		"127.0.0.1:6379": true, "redis:6379": true, "[::1]:6379": true, "/run/redis.sock": true,
+		"redis://u:c4n4ry@redis:6379": false, "c4n4ry@redis:6379": false, "redis": false,
+	} {
+		c := relay.Defaults()
+		c.Redis.Addrs = []string{address}
+		if said := c.Validate().Error(); strings.Contains(said, "redis.addrs") == valid || strings.Contains(said, "c4n4ry") {
+			t.Errorf("%s: got %s", address, said)
+		}
+	}
+}
+
 // What is said about TLS where none is used, and halves, are mistakes; so is a file
 // that has nothing of what it should.
 func TestMistakesAboutRedisAreToldAtOnce(t *testing.T) {

@@ -95,12 +95,13 @@ type Base struct {
 
 	policy  *Loaded[*policy.Policy]
 	proxies *Proxies
+	again   chan os.Signal // SIGHUP, which may come before Run
 }
 
 // NewBase makes a Base and binds its ports. On an error it has released what it
 // took, the given listener included.
 func NewBase(ctx context.Context, c BaseConfig, g Given) (_ *Base, err error) {
-	b := &Base{Log: g.Logger, Metrics: telemetry.NewRegistry(), Public: g.Listener}
+	b := &Base{Log: g.Logger, Metrics: telemetry.NewRegistry(), Public: g.Listener, again: make(chan os.Signal, 1)}
 	defer func() {
 		if err != nil {
 			b.Release()
@@ -118,6 +119,9 @@ func NewBase(ctx context.Context, c BaseConfig, g Given) (_ *Base, err error) {
 	files, err := c.load(b.Files, b.Log, g.Policy == nil)
 	if err != nil {
 		return nil, err
+	}
+	if b.Files.Any() { // else SIGHUP does what it always does: a program on a terminal ends with it
+		signal.Notify(b.again, syscall.SIGHUP)
 	}
 	if b.policy = files.policy; g.Policy != nil {
 		b.policy = Fixed(g.Policy.WithLogger(b.Log))
@@ -148,14 +152,7 @@ func (b *Base) listen(ctx context.Context, c BaseConfig, files loaded) (err erro
 }
 
 // Run keeps what was read from files up to date until ctx ends.
-func (b *Base) Run(ctx context.Context) error {
-	again := make(chan os.Signal, 1)
-	if b.Files.Any() { // else SIGHUP does what it always does: a program on a terminal ends with it
-		signal.Notify(again, syscall.SIGHUP)
-		defer signal.Stop(again)
-	}
-	return b.Files.Run(ctx, again)
-}
+func (b *Base) Run(ctx context.Context) error { return b.Files.Run(ctx, b.again) }
 
 // Policy is the policy in force: another one when its file has changed.
 func (b *Base) Policy() *policy.Policy { return b.policy.Value() }
@@ -172,8 +169,10 @@ func (b *Base) Addr() net.Addr { return b.Public.Addr() }
 // PrivateAddr is the address of the private listener.
 func (b *Base) PrivateAddr() net.Addr { return b.Private.Addr() }
 
-// Release closes the listeners. Those that were served from are closed already.
+// Release closes the listeners, of which those that were served from are closed
+// already, and leaves SIGHUP to others.
 func (b *Base) Release() {
+	signal.Stop(b.again)
 	for _, l := range []net.Listener{b.Public, b.Private} {
 		if l == nil {
 			continue

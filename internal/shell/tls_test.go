@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -105,6 +104,7 @@ func serve(t *testing.T, c shell.BaseConfig, g shell.Given) *served {
 		cancel()
 		public.Close()
 		private.Close()
+		b.Release()
 		for range cap(ended) {
 			if err := <-ended; err != nil {
 				t.Error(err)
@@ -117,9 +117,6 @@ func serve(t *testing.T, c shell.BaseConfig, g shell.Given) *served {
 // hangUp asks for a look at the files until cond holds.
 func (s *served) hangUp(what string, cond func() bool) {
 	s.Helper()
-	own := make(chan os.Signal, 1)
-	signal.Notify(own, syscall.SIGHUP) // lest one that comes before Run listens end this process
-	defer signal.Stop(own)
 	over, every := time.After(30*time.Second), time.NewTicker(10*time.Millisecond)
 	defer every.Stop()
 	for !cond() {
