@@ -7,7 +7,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,7 +33,7 @@ type world struct {
 	ended chan error // what Run returned
 }
 
-func start(t *testing.T, drain time.Duration) *world {
+func start(t *testing.T, drain time.Duration, change ...func(*notifier.Config, *notifier.Options)) *world {
 	t.Helper()
 	w := &world{T: t, bus: devbus.New(devbus.Options{Topics: []devbus.Topic{{Name: "status", Subscriptions: []devbus.Subscription{{Name: "relay"}}}}})}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -66,7 +69,11 @@ func start(t *testing.T, drain time.Duration) *world {
 	c.Listen, c.PrivateListen, c.DrainTimeout = "127.0.0.1:0", "127.0.0.1:0", drain
 	c.Auth.Issuers, c.Auth.Audiences = []string{server.URL + "/issuer"}, []string{"statusrelay"}
 	c.ServiceBus.ConnectionString = settings.NewSecret(devbus.ConnectionString(l.Addr().String()))
-	if w.n, err = notifier.New(t.Context(), c, notifier.Options{Policy: rules}); err != nil {
+	o := notifier.Options{Policy: rules}
+	for _, f := range change {
+		f(&c, &o)
+	}
+	if w.n, err = notifier.New(t.Context(), c, o); err != nil {
 		t.Fatal(err)
 	}
 	w.url = "http://" + w.n.Addr().String() + "/v1/updates"
@@ -190,4 +197,43 @@ func TestOwnUpdateIsPublished(t *testing.T) {
 	if n := w.enqueued(); n != 1 {
 		t.Errorf("%d messages, want 1", n)
 	}
+}
+
+// Who may publish is what the policy file says now; a broken file changes nothing.
+func TestW8RightToPublishEndsWithItsRule(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "policy.yaml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil { // the notifier listens for it from New on
+			t.Fatal(err)
+		}
+	}
+	full := string(policy.Development())
+	if err := os.WriteFile(path, []byte(full), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := start(t, time.Second, func(c *notifier.Config, o *notifier.Options) { c.Policy, o.Policy = path, nil })
+	if got := w.post("first"); got != accepted {
+		t.Fatalf("got %s, want %s", got, accepted)
+	}
+	write("version: 2")
+	w.until("the broken file is noticed", func() bool {
+		got, err := http.Get("http://" + w.n.PrivateAddr().String() + "/metrics")
+		if err != nil {
+			return false
+		}
+		defer got.Body.Close()
+		text, err := io.ReadAll(got.Body)
+		return err == nil && strings.Contains(string(text), `statusrelay_reload_failures_total{file="policy"} 1`)
+	})
+	if got := w.post("second"); got != accepted {
+		t.Errorf("with a broken file: got %s, want %s", got, accepted)
+	}
+	write(strings.Replace(full, "'publisher' in claims.roles", "'nobody' in claims.roles", 1))
+	w.until("the right is gone", func() bool { return strings.HasPrefix(w.post("third"), "403") })
+	write(full)
+	w.until("the right is back", func() bool { return w.post("fourth") == accepted })
 }
