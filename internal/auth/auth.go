@@ -1,8 +1,8 @@
 // Package auth answers one question: who is asking?
 //
-// It turns the bearer token (JWT, RFC 7519) of a request or a socket into a [*Principal], and so does it with the
-// single-use ticket that stands for one where a browser can set no header. What a principal may see is not decided here
-// but in package policy.
+// It turns the bearer token (JWT, RFC 7519) or the API key of a request or a socket into a [*Principal], and so does it with
+// the single-use ticket that stands for one where a browser can set no header, and with a signed link to one instance. What
+// a principal may see is not decided here but in package policy; a [Grant] says how much of that its credential is good for.
 //
 // It promises that
 //
@@ -18,7 +18,11 @@
 //   - a token that was verified before costs one hash and no allocation, and all who hold it share one Principal
 //     (about 2.4 kB with the claims of an Entra user, the memory of the token included);
 //   - a ticket is good once, at one replica, for at most [MaxTicketLifetime] and no longer than its token, and names the
-//     very principal that it was issued to; whoever reads the store finds no ticket there.
+//     very principal that it was issued to; whoever reads the store finds no ticket there;
+//   - API keys are kept as hashes; one that is taken out of the file, or changed there, stops working with the next reading,
+//     for what is open in its name, too;
+//   - a link opens one instance as one audience sees it, for reading, until it expires, which it must and soon enough; one whose
+//     key is taken out of the file is no longer good, and what it has opened closes.
 //
 // Use:
 //
@@ -27,6 +31,16 @@
 //	…
 //	token, ok, err := auth.Bearer(request)
 //	principal, err := verifier.Verify(ctx, token)
+//	…
+//	keys := auth.NewAPIKeys(nil)
+//	keys.SetKeys(parsed) // again whenever the file changes
+//	credentials := auth.Credentials{Tokens: verifier, APIKeys: keys}
+//	principal, err = credentials.Verify(ctx, tokenOrKey)
+//	…
+//	links := auth.NewLinks(auth.LinkOptions{})
+//	links.SetKeys(parsedLinkKeys)
+//	link, err := links.Sign(instance, "customer", expires)
+//	principal, err = links.Verify(instance, link)
 //	…
 //	tickets := auth.NewTickets(auth.TicketOptions{Store: store})
 //	ticket, expires, err := tickets.Issue(ctx, principal, auth.Origin(request))
@@ -41,8 +55,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
+
+	"statusrelay/internal/status"
 )
 
 // The kinds of refusal. The caller is told the kind, the log the whole error.
@@ -72,11 +90,45 @@ type Principal struct {
 	// For a token that is its exp plus the allowed clock skew, exactly the instant from which Verify refuses it.
 	// Zero means never.
 	Expires time.Time
+
+	// Grant is what the credential is good for, however much the policy would allow. Nil: for whatever that allows.
+	Grant *Grant
+
+	withdrawn *atomic.Bool // of the key behind the credential, shared by all its principals; nil: there is no such key
 }
 
-// Expired reports whether the principal's credential is no longer good.
+// Expired reports whether the principal's credential is no longer good: too old, or of a key that has been withdrawn.
 func (p *Principal) Expired(now time.Time) bool {
-	return !p.Expires.IsZero() && !now.Before(p.Expires)
+	return !p.Expires.IsZero() && !now.Before(p.Expires) || p.withdrawn != nil && p.withdrawn.Load()
+}
+
+// May reports whether the credential is good for something in a hub. What the policy says of it is another question, and
+// both must be answered with yes.
+func (p *Principal) May(right Right, hub string) bool {
+	g := p.Grant
+	return g == nil || slices.Contains(g.Rights, right) && (len(g.Hubs) == 0 || slices.Contains(g.Hubs, hub))
+}
+
+// A Right is something that a credential may be good for.
+type Right string
+
+// The rights that there are.
+const (
+	Read    Right = "read"    // to read, list and watch
+	Publish Right = "publish" // to publish updates
+)
+
+// A Grant narrows what a credential is good for.
+type Grant struct {
+	Rights []Right
+	Hubs   []string   // empty: all
+	Link   *LinkGrant // of a signed link; nil of everything else
+}
+
+// A LinkGrant is what a signed link opens: one instance, as one audience sees it, whatever the policy says of claims.
+type LinkGrant struct {
+	Key      status.Key
+	Audience string
 }
 
 // Authenticate returns who sends a request, by its bearer token. A request without one is an ErrMissing.
