@@ -31,7 +31,7 @@ var tree = []pkg{
 	{"wire", "", "jsonschema"},
 	{"policy", "schemas cel yaml jsonschema text", ""},
 	{"hub", "", ""},
-	{"auth", "jose lru", ""},
+	{"auth", "jose lru yaml3", ""},
 	{"auth/devissuer", "auth jose", ""},
 	{"reader", "policy hub auth", ""},
 	{"ingest", "wire policy rate", ""},

@@ -43,6 +43,9 @@ type TicketStore interface {
 type TicketOptions struct {
 	Store TicketStore
 
+	// APIKeys are those whose holders may have tickets, too. Default: none.
+	APIKeys *APIKeys
+
 	// Lifetime is how long a ticket is good for. Default, and most, MaxTicketLifetime.
 	Lifetime time.Duration
 
@@ -60,6 +63,7 @@ type TicketOptions struct {
 // a backend asked for it in the name of a page that it serves, is good from everywhere: bound to its principal only.
 type Tickets struct {
 	store    TicketStore
+	apiKeys  *APIKeys // nil: none
 	lifetime time.Duration
 	now      func() time.Time
 	log      *slog.Logger
@@ -76,7 +80,7 @@ func NewTickets(o TicketOptions) *Tickets {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Tickets{o.Store, o.Lifetime, o.Now, o.Logger}
+	return &Tickets{o.Store, o.APIKeys, o.Lifetime, o.Now, o.Logger}
 }
 
 // ticketed is what is stored of a ticket. Times are unix microseconds.
@@ -87,13 +91,17 @@ type ticketed struct {
 	Expires int64          `json:"expires,omitzero"` // when the principal does; 0: never
 	Origin  string         `json:"origin,omitzero"`
 	Until   int64          `json:"until"` // when the ticket stops being good, should the store forget to drop it
+
+	// APIKey is of the ticket of an API key, of which nothing else is kept than this print and its id, the subject: what
+	// it is good for is what the file says when the ticket is used, and nothing once the key is withdrawn.
+	APIKey string `json:"apiKey,omitzero"`
 }
 
 // Issue returns a ticket for the principal, and when it stops being good: with the principal, if that is sooner. origin
 // is where it is to be used from, as Origin has it; "" is everywhere.
 //
-// Errors wrap ErrExpired when the principal is no longer good, status.ErrInvalid when the origin cannot be one, and what
-// the store says: status.ErrUnavailable when it is away.
+// Errors wrap ErrExpired when the principal is no longer good, ErrForbidden when nothing can stand for its credential, as for a
+// signed link, status.ErrInvalid when the origin cannot be one, and what the store says: status.ErrUnavailable when it is away.
 func (t *Tickets) Issue(ctx context.Context, who *Principal, origin string) (ticket string, expires time.Time, err error) {
 	if len(origin) > maxOrigin {
 		return "", time.Time{}, fmt.Errorf("%w: origin of more than %d bytes", status.ErrInvalid, maxOrigin)
@@ -103,7 +111,7 @@ func (t *Tickets) Issue(ctx context.Context, who *Principal, origin string) (tic
 	if !who.Expires.IsZero() {
 		left = min(left, who.Expires.Sub(now))
 	}
-	if left < time.Millisecond { // which is as short as the store's can be
+	if left < time.Millisecond || who.Expired(now) { // which is as short as the store's can be
 		return "", time.Time{}, ErrExpired
 	}
 	expires = now.Add(left).UTC().Truncate(time.Microsecond)
@@ -112,7 +120,16 @@ func (t *Tickets) Issue(ctx context.Context, who *Principal, origin string) (tic
 	if !who.Expires.IsZero() {
 		stored.Expires = who.Expires.UnixMicro()
 	}
-	if who.Claims != nil {
+	switch {
+	case who.Grant == nil:
+	case t.apiKeys != nil && who.Issuer == APIKeyIssuer:
+		if stored.APIKey = t.apiKeys.print(who); stored.APIKey == "" {
+			return "", time.Time{}, ErrExpired // withdrawn just now
+		}
+	default: // stored without its grant it would be good for more
+		return "", time.Time{}, fmt.Errorf("%w: no ticket for this kind of credential", ErrForbidden)
+	}
+	if who.Claims != nil && who.Grant == nil {
 		if stored.Claims, err = json.Marshal(who.Claims, json.WithMarshalers(json.MarshalToFunc(writeFloat))); err != nil {
 			return "", time.Time{}, fmt.Errorf("encode claims: %w", err)
 		}
@@ -153,6 +170,11 @@ func (t *Tickets) Redeem(ctx context.Context, ticket, origin string) (*Principal
 		return nil, fmt.Errorf("take ticket: %w", err)
 	}
 	stored, who, ok := readTicket(payload)
+	if ok && stored.APIKey != "" {
+		if who = t.apiKeys.printed(stored.Subject, stored.APIKey); who == nil {
+			return nil, refusal("the API key that the ticket was issued to is withdrawn")
+		}
+	}
 	if !ok {
 		// What the decoder has to say may quote the claims.
 		t.log.WarnContext(ctx, "a stored ticket cannot be read", slog.Int("bytes", len(payload)))
@@ -174,6 +196,9 @@ func readTicket(payload []byte) (stored ticketed, who *Principal, ok bool) {
 	}
 	if err := json.Unmarshal(payload, &stored); err != nil || stored.Issuer == "" || stored.Subject == "" {
 		return stored, nil, false
+	}
+	if (stored.Issuer == APIKeyIssuer) != (stored.APIKey != "") || stored.Issuer == LinkIssuer {
+		return stored, nil, false // none of ours: it would be good for more than its credential
 	}
 	who = &Principal{Issuer: stored.Issuer, Subject: stored.Subject}
 	if stored.Claims != nil {
