@@ -16,6 +16,7 @@
 //   - examples/refused.json: by path, the reason and the field that a refusal must
 //     name. "beyondSchema" marks the documents that the schema accepts, and says
 //     which of the rules that it cannot state they break.
+//   - examples/links.json: signed links, and what is signed (docs/links.md).
 package schemas
 
 import "embed"
