@@ -151,6 +151,21 @@ func (p *Policy) Audience(claims map[string]any, r *status.Record) *Audience {
 	return nil
 }
 
+// Named returns the audience of that name among those of the record, whoever
+// asks, or nil when there is none; nobody is admitted to a tombstone. It is for
+// those to whom an audience was granted itself, by a signed link.
+func (p *Policy) Named(r *status.Record, name string) *Audience {
+	if r.Purged {
+		return nil
+	}
+	for _, a := range p.rule(r.Hub, r.Name).audiences {
+		if a.name == name {
+			return a
+		}
+	}
+	return nil
+}
+
 // StaleAfter returns for how long the record may be silent before it counts as
 // stale, as status.Record.Aged takes it; 0 is for ever. A record without a name
 // falls under entry "*".

@@ -33,6 +33,46 @@ func name(a *policy.Audience) string {
 	return a.Name()
 }
 
+// A link names an audience of the record's own rule, whatever its condition
+// says, and none of another's.
+func TestNamedFindsTheAudienceOfTheRecordsRule(t *testing.T) {
+	p := parse(t, `version: 1
+hubs:
+  orders:
+    orchestrators:
+      "*":
+        audiences:
+          - {name: customer, when: labels.owner == claims.sub, see: {customStatus: [/percent]}}
+          - {name: nobody, when: "false", see: {}}
+      Payment:
+        audiences:
+          - {name: auditor, when: "true", see: {customStatus: all}}
+`)
+	for _, c := range []struct {
+		record status.Record
+		name   string
+		want   string
+	}{
+		{status.Record{Hub: "orders", InstanceID: "i"}, "customer", "customer"},
+		{status.Record{Hub: "orders", InstanceID: "i", Name: "Order", Conflicts: []string{"owner"}}, "nobody", "nobody"},
+		{status.Record{Hub: "orders", InstanceID: "i", Name: "Payment"}, "auditor", "auditor"},
+		{status.Record{Hub: "orders", InstanceID: "i", Name: "Payment"}, "customer", ""},
+		{status.Record{Hub: "orders", InstanceID: "i"}, "auditor", ""},
+		{status.Record{Hub: "orders", InstanceID: "i"}, "Customer", ""},
+		{status.Record{Hub: "orders", InstanceID: "i"}, "", ""},
+		{status.Record{Hub: "another", InstanceID: "i"}, "customer", ""},
+		{status.Record{Hub: "orders", InstanceID: "i", Purged: true}, "customer", ""},
+	} {
+		if got := name(p.Named(&c.record, c.name)); got != c.want {
+			t.Errorf("%+v: audience %q: got %q", c.record, c.name, got)
+		}
+	}
+	r := &status.Record{Hub: "orders", InstanceID: "i", Labels: map[string]string{"owner": "u-1"}}
+	if p.Named(r, "customer") != p.Audience(map[string]any{"sub": "u-1"}, r) {
+		t.Error("an audience by name is not the one by claims: views would be made twice")
+	}
+}
+
 func TestDevelopmentPolicy(t *testing.T) {
 	p := development(t)
 	own := &status.Record{Hub: "h", InstanceID: "i", Labels: map[string]string{"owner": "u-1001"}}
