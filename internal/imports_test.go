@@ -184,6 +184,55 @@ func TestOnlyRootsReadTheEnvironment(t *testing.T) {
 	}
 }
 
+// What a caller may see is decided by Source.Audience of package reader, which
+// asks the policy after the grant: whoever asks the policy alone forgets that.
+func TestOnlyReaderAsksThePolicyForAnAudience(t *testing.T) {
+	asked := 0
+	for _, d := range sources(t) {
+		if d.name == "policy" {
+			continue
+		}
+		for _, f := range d.files {
+			if f.test {
+				continue
+			}
+			ast.Inspect(f.syntax, func(n ast.Node) bool {
+				call, ok := n.(*ast.CallExpr)
+				if !ok {
+					return true
+				}
+				sel, ok := call.Fun.(*ast.SelectorExpr)
+				if !ok || sel.Sel.Name != "Audience" && sel.Sel.Name != "Named" {
+					return true
+				}
+				if of := receiver(sel.X); of == "Source" || of == "source" {
+					return true
+				}
+				if asked++; d.name != "reader" {
+					t.Errorf("%s: %s asks a policy for an audience: that is for Source.Audience of package reader", f.at(n), d.name)
+				}
+				return true
+			})
+		}
+	}
+	if asked != 2 {
+		t.Errorf("the policy is asked in %d places, want 2: by claims, and by name", asked)
+	}
+}
+
+// receiver is the last name of an expression that a method is called on.
+func receiver(e ast.Expr) string {
+	switch e := e.(type) {
+	case *ast.Ident:
+		return e.Name
+	case *ast.SelectorExpr:
+		return e.Sel.Name
+	case *ast.CallExpr:
+		return receiver(e.Fun)
+	}
+	return ""
+}
+
 func TestEveryPackageSaysWhatItIsFor(t *testing.T) {
 	for _, d := range sources(t) {
 		if !slices.ContainsFunc(d.files, func(f file) bool { return f.syntax.Doc != nil }) {

@@ -36,7 +36,7 @@ func (a *API) durable(w http.ResponseWriter, r *http.Request) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	audience := a.o.Source.Policy().Audience(who.Claims, record)
+	audience := a.o.Source.Audience(who, record)
 	if audience == nil {
 		return 0, status.ErrNotFound
 	}

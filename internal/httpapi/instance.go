@@ -78,7 +78,7 @@ type seen struct {
 
 // see returns what a caller sees of a record. What they may not see is an ErrNotFound, as if it did not exist.
 func (a *API) see(who *auth.Principal, r *status.Record) (seen, error) {
-	audience := a.o.Source.Policy().Audience(who.Claims, r)
+	audience := a.o.Source.Audience(who, r)
 	if audience == nil {
 		return seen{}, status.ErrNotFound
 	}
@@ -187,7 +187,7 @@ func (a *API) await(w http.ResponseWriter, r *http.Request, who *auth.Principal,
 		case snapshot.Gone():
 			return 0, status.ErrNotFound
 		}
-		audience := a.o.Source.Policy().Audience(who.Claims, snapshot.Record)
+		audience := a.o.Source.Audience(who, snapshot.Record)
 		if audience == nil {
 			return 0, status.ErrNotFound
 		}

@@ -171,7 +171,7 @@ func (a *API) list(w http.ResponseWriter, r *http.Request, who *auth.Principal, 
 		}
 		for i, record := range page.Records {
 			record = a.aged(record)
-			audience := a.o.Source.Policy().Audience(who.Claims, record)
+			audience := a.o.Source.Audience(who, record)
 			if audience == nil || !maySelect(audience, who, q) {
 				continue
 			}

@@ -112,7 +112,7 @@ func (l *list) Wants(k status.Key) bool {
 
 // Admits is asked by the hub.
 func (l *list) Admits(record *status.Record) bool {
-	a := l.reader.source.policy().Audience(l.reader.principal.Load().Claims, record)
+	a := l.reader.source.Audience(l.reader.principal.Load(), record)
 	return a != nil && l.maySelect(a)
 }
 

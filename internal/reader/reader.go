@@ -58,6 +58,24 @@ func (s *Source) Hub() *hub.Hub { return s.hub }
 // Policy is the policy in force.
 func (s *Source) Policy() *policy.Policy { return s.policy() }
 
+// Audience returns the audience as which somebody may see a record, or nil: exactly as if there were no record. It is the one
+// place where that is decided: first by what their credential is good for, then by the policy in force.
+func (s *Source) Audience(who *auth.Principal, r *status.Record) *policy.Audience {
+	return audience(s.policy(), who, r)
+}
+
+func audience(p *policy.Policy, who *auth.Principal, r *status.Record) *policy.Audience {
+	switch {
+	case !who.May(auth.Read, r.Hub):
+		return nil
+	case who.Grant == nil || who.Grant.Link == nil:
+		return p.Audience(who.Claims, r)
+	case who.Grant.Link.Key != r.Key():
+		return nil
+	}
+	return p.Named(r, who.Grant.Link.Audience)
+}
+
 // A Sink is told that its reader has events.
 type Sink interface {
 	// Wake must not block and must not use the reader.

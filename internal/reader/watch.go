@@ -239,7 +239,7 @@ func (w *watch) decide(p *policy.Policy, who *auth.Principal, snapshot *hub.Snap
 	}
 	scope := w.reader.source.scope(snapshot)
 	if w.policy != p || w.principal != who || w.scope != scope {
-		w.audience = p.Audience(who.Claims, snapshot.Record)
+		w.audience = audience(p, who, snapshot.Record)
 		w.policy, w.principal, w.scope = p, who, scope
 	}
 	return w.audience
