@@ -168,7 +168,7 @@ func (a *api) publish(r *http.Request, who *auth.Principal, documents [][]byte) 
 			if m.Update.Hub == "" {
 				m.Update.Hub = a.DefaultHub
 			}
-			if !p.MayPublish(who.Claims, m.Update.Hub, m.Update.Labels) {
+			if !who.May(auth.Publish, m.Update.Hub) || !p.MayPublish(who.Claims, m.Update.Hub, m.Update.Labels) {
 				err = auth.ErrForbidden
 			}
 		}

@@ -319,6 +319,63 @@ func TestRefusedUpdateDoesNotCostItsNeighbours(t *testing.T) {
 
 // A broker that is away is told as 503 with a time to come back, for one update
 // and for many.
+// A key publishes where it is good for and the policy agrees: neither is enough.
+func TestU6KeyPublishesWhereGrantAndPolicyAgree(t *testing.T) {
+	keys := auth.NewAPIKeys(nil)
+	var kept []auth.APIKey
+	text := map[string]string{}
+	for id, k := range map[string]auth.APIKey{
+		"any-hub":   {Rights: []auth.Right{auth.Publish}, Claims: map[string]any{"roles": []any{"publisher"}}},
+		"one-hub":   {Rights: []auth.Right{auth.Publish}, Hubs: []string{"orders"}, Claims: map[string]any{"roles": []any{"publisher"}}},
+		"no-role":   {Rights: []auth.Right{auth.Publish}, Claims: map[string]any{"roles": []any{}}},
+		"no-claims": {Rights: []auth.Right{auth.Publish}},
+		"reads":     {Rights: []auth.Right{auth.Read}, Claims: map[string]any{"roles": []any{"publisher"}}},
+		"team":      {Rights: []auth.Right{auth.Publish}},
+		"owner":     {Rights: []auth.Right{auth.Publish, auth.Read}, Claims: map[string]any{"sub": "u-1"}},
+	} {
+		k.ID = id
+		key, k, err := auth.NewAPIKey(k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text[id], kept = key, append(kept, k)
+	}
+	keys.SetKeys(kept)
+	credentials := auth.Credentials{APIKeys: keys}
+	for _, c := range []struct {
+		key, update string
+		want        int
+	}{
+		{"any-hub", `{"hub":"payments","instanceId":"i","runtimeStatus":"Running"}`, 202},
+		{"one-hub", `{"hub":"orders","instanceId":"i","runtimeStatus":"Running"}`, 202},
+		{"one-hub", `{"hub":"payments","instanceId":"i","runtimeStatus":"Running"}`, 403},
+		{"one-hub", `{"hub":"Orders","instanceId":"i","runtimeStatus":"Running"}`, 403},
+		{"one-hub", `{"instanceId":"i","runtimeStatus":"Running"}`, 403}, // the default hub
+		{"no-role", `{"hub":"orders","instanceId":"i","runtimeStatus":"Running"}`, 403},
+		{"no-claims", `{"hub":"orders","instanceId":"i","runtimeStatus":"Running"}`, 403},
+		{"reads", `{"hub":"orders","instanceId":"i","runtimeStatus":"Running"}`, 403},
+		{"team", `{"hub":"team","instanceId":"i","runtimeStatus":"Running"}`, 202},
+		{"team", `{"hub":"shared","instanceId":"i","runtimeStatus":"Running","labels":{"owner":"u-1"}}`, 403},
+		{"owner", `{"hub":"shared","instanceId":"i","runtimeStatus":"Running","labels":{"owner":"u-1"}}`, 202},
+		{"owner", `{"hub":"shared","instanceId":"i","runtimeStatus":"Running","labels":{"owner":"u-2"}}`, 403},
+	} {
+		a := newAPI(t, func(o *ingestapi.Options) { o.Verify = credentials.Verify })
+		w := a.post(text[c.key], c.update)
+		if w.Code != c.want || (len(a.published) == 1) != (c.want == 202) {
+			t.Errorf("%s: %s: got %d %s, want %d", c.key, c.update, w.Code, w.Body, c.want)
+		}
+	}
+	a := newAPI(t, func(o *ingestapi.Options) { o.Verify = credentials.Verify })
+	w := a.post(text["one-hub"], `[{"hub":"payments","instanceId":"a","runtimeStatus":"Running"},{"hub":"orders","instanceId":"b","runtimeStatus":"Running"}]`)
+	if got := a.ids(); w.Code != http.StatusMultiStatus || !slices.Equal(got, []string{"orders/b"}) {
+		t.Errorf("one of two: got %d and published %q", w.Code, got)
+	}
+	keys.SetKeys(nil)
+	if w := a.post(text["any-hub"], `{"instanceId":"i"}`); w.Code != http.StatusUnauthorized || strings.Contains(w.Body.String(), text["any-hub"][12:]) {
+		t.Errorf("a key that was withdrawn: got %d %s", w.Code, w.Body)
+	}
+}
+
 func TestBrokerAwayIs503(t *testing.T) {
 	a := newAPI(t)
 	a.refuse = func(wire.Message) error { return fmt.Errorf("send: %w", status.ErrUnavailable) }
