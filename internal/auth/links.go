@@ -58,6 +58,11 @@ func (s SignedLink) Query() string {
 		"&" + LinkKeyID + "=" + url.QueryEscape(s.KeyID) + "&" + LinkSignature + "=" + url.QueryEscape(s.Signature)
 }
 
+// Path returns the path of an instance, and the link to it as its query.
+func (s SignedLink) Path(k status.Key) string {
+	return "/v1/hubs/" + url.PathEscape(k.Hub) + "/instances/" + url.PathEscape(k.InstanceID) + "?" + s.Query()
+}
+
 // A LinkKey signs links, and verifies them.
 type LinkKey struct {
 	ID     string
