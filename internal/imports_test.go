@@ -61,7 +61,7 @@ var tree = []pkg{
 	{"relay", "wire policy hub reader auth ingest problem documents servicebus redisstore httpapi wsapi web settings telemetry shell cors", ""},
 	{"notifier", "wire policy auth problem documents servicebus ingestapi bridge/* settings telemetry shell", ""},
 	{"dev", "wire policy auth auth/devissuer devbus web settings telemetry shell relay notifier miniredis", ""},
-	{"cmd/relay", "settings telemetry shell relay dev cobra", ""},
+	{"cmd/relay", "auth settings telemetry shell relay dev cobra", ""},
 	{"cmd/notifier", "wire servicebus settings telemetry shell notifier cobra", ""},
 
 	// tests only

@@ -8,6 +8,8 @@
 //	relay config          prints the configuration in force, secrets masked
 //	relay healthcheck     asks a replica on this machine whether it is ready
 //	relay reindex         puts back into the lists what is missing there
+//	relay key new         makes an API key for a service
+//	relay link            signs a link to the status of one instance
 package main
 
 import (
@@ -31,5 +33,5 @@ func main() {
 		},
 	}
 	shell.Main(shell.NewRoot("relay", "Serves the status of orchestrations, pushed instead of polled",
-		append(service.Commands(), service.Command("reindex", reindexShort, reindex), devCommand())...))
+		append(service.Commands(), service.Command("reindex", reindexShort, reindex), devCommand(), keyCommand(), linkCommand())...))
 }
