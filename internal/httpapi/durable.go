@@ -20,14 +20,14 @@ import (
 // it runs, 200 when it has ended. It has neither input nor history; that they are asked for is no mistake, and nor is any
 // parameter that is not known here, since the built-in one ignores those too.
 func (a *API) durable(w http.ResponseWriter, r *http.Request) (int, error) {
-	who, err := auth.Authenticate(r, a.o.Verify)
-	if err != nil {
-		return 0, err
-	}
 	query := durableQuery(r.URL.Query())
 	key := status.Key{Hub: a.o.DefaultHub, InstanceID: r.PathValue("instanceId")}
 	if hub := query.text("taskHub"); hub != "" {
 		key.Hub = hub
+	}
+	who, err := a.authenticateDurable(r, query, key)
+	if err != nil {
+		return 0, err
 	}
 	if status.ValidHub(key.Hub) != nil || status.ValidInstanceID(key.InstanceID) != nil {
 		return 0, status.ErrNotFound // which is what clients of the built-in one understand
@@ -54,6 +54,32 @@ func (a *API) durable(w http.ResponseWriter, r *http.Request) (int, error) {
 	return writeJSON(w, code, durableStatus(audience, record)), nil
 }
 
+// functionKeyHeader is where clients of the built-in URL send their key, if not in the parameter code.
+const functionKeyHeader = "X-Functions-Key"
+
+// authenticateDurable says who asks, by a bearer token, by a link, or by an API key in a place where clients of the built-in
+// URL have a function key. What is no API key there is one of those, which means nothing here, whatever else is shown.
+func (a *API) authenticateDurable(r *http.Request, query durableQuery, key status.Key) (*auth.Principal, error) {
+	if isLink(url.Values(query)) {
+		return a.verifyLink(r, &params{values: url.Values(query), read: map[string]bool{}}, key)
+	}
+	if functionKey := functionKey(r, query); len(r.Header.Values("Authorization")) == 0 && auth.IsAPIKey(functionKey) {
+		return a.o.Verify(r.Context(), functionKey)
+	}
+	return auth.Authenticate(r, a.o.Verify)
+}
+
+// functionKey is the key that a client of the built-in URL sends; "" if there is none, or more than one.
+func functionKey(r *http.Request, query durableQuery) string {
+	switch headers := r.Header.Values(functionKeyHeader); len(headers) {
+	case 0:
+		return query.text("code")
+	case 1:
+		return headers[0]
+	}
+	return ""
+}
+
 // A durableQuery has parameters whose names are matched in any case, as the built-in URL's are.
 type durableQuery url.Values
 
@@ -68,8 +94,20 @@ func (q durableQuery) text(name string) string {
 }
 
 // location is the URL that the caller has asked for. A function key, which existing callers send and nobody here wants, is
-// not sent back.
+// not sent back; an API key in its place is, and so is a link, without which the URL would open nothing.
 func (a *API) location(r *http.Request, query durableQuery) string {
+	if len(r.Header.Values("Authorization")) > 0 || !auth.IsAPIKey(query.text("code")) {
+		maps.DeleteFunc(query, func(name string, _ []string) bool { return strings.EqualFold(name, "code") })
+	}
+	u := a.base(r) + r.URL.EscapedPath()
+	if encoded := url.Values(query).Encode(); encoded != "" {
+		u += "?" + encoded
+	}
+	return u
+}
+
+// base is what the caller sees in front of every path; "" if that is not known.
+func (a *API) base(r *http.Request) string {
 	base := a.o.PublicURL
 	if base == "" && plainHost(r.Host) { // else the path will do (RFC 9110 section 10.2.2)
 		scheme := "http"
@@ -78,12 +116,7 @@ func (a *API) location(r *http.Request, query durableQuery) string {
 		}
 		base = scheme + "://" + r.Host
 	}
-	maps.DeleteFunc(query, func(name string, _ []string) bool { return strings.EqualFold(name, "code") })
-	u := base + r.URL.EscapedPath()
-	if encoded := url.Values(query).Encode(); encoded != "" {
-		u += "?" + encoded
-	}
-	return u
+	return base
 }
 
 // plainHost reports whether that is a host, and a port perhaps. net/http lets more pass, which callers may take for more.

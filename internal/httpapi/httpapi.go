@@ -5,6 +5,7 @@
 //	GET  /v1/hubs/{hub}/instances?label.x=y&…     those that the caller may read; or as a stream, as they come and go
 //	GET  /v1/instances…                           the same on the default hub
 //	POST /v1/tickets                              a ticket for a WebSocket or a stream that can set no header
+//	POST /v1/links                                a signed link to one instance, as the caller sees it
 //	GET  /runtime/webhooks/durabletask/instances/{instanceId}   as Durable Functions' own status URL answers
 //
 // It promises that a caller sees the views of their audiences and nothing else, on every path, and that an instance they
@@ -59,6 +60,7 @@ type Options struct {
 	Source  *reader.Source // has the hub, and the policy in force, which may change between requests
 	Store   Store
 	Tickets *auth.Tickets // nil: there are none
+	Links   *auth.Links   // nil: none are accepted, and none signed
 
 	DefaultHub string // of paths that name none. Default "default"
 	// PublicURL is what callers see in front of the path: scheme, host, and prefix if there is one. Default: the
@@ -115,6 +117,9 @@ func New(o Options) *API {
 	a.mux.Handle("/runtime/webhooks/durabletask/instances/{instanceId}", a.handle(a.durable, read...))
 	if o.Tickets != nil {
 		a.mux.Handle("/v1/tickets", a.handle(a.ticket, http.MethodPost))
+	}
+	if o.Links != nil {
+		a.mux.Handle("/v1/links", a.handle(a.createLink, http.MethodPost))
 	}
 	a.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { problem.Write(w, problem.NoResource()) })
 	return a
@@ -239,6 +244,9 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) int {
 // of which must have been read. Whoever shows no good token is not told what else is wrong. A ticket is used up by being looked
 // at: that comes last.
 func (a *API) authenticate(r *http.Request, p *params) (*auth.Principal, error) {
+	if err := refuseLink(p.values); err != nil {
+		return nil, err
+	}
 	ticket := p.text("ticket")
 	if !p.has("ticket") {
 		who, err := auth.Authenticate(r, a.o.Verify)

@@ -23,7 +23,7 @@ func (a *API) instance(w http.ResponseWriter, r *http.Request) (int, error) {
 	if wantsStream(r) {
 		return a.instanceStream(w, r, p, key, after)
 	}
-	who, err := a.authenticate(r, p)
+	who, err := a.authenticateTo(r, p, key)
 	if err != nil {
 		return 0, err
 	}
@@ -184,6 +184,8 @@ func (a *API) await(w http.ResponseWriter, r *http.Request, who *auth.Principal,
 		switch {
 		case snapshot == nil:
 			continue
+		case who.Expired(time.Now()): // of a key that was withdrawn: no timer tells of that
+			return 0, auth.ErrExpired
 		case snapshot.Gone():
 			return 0, status.ErrNotFound
 		}
@@ -201,6 +203,9 @@ func (a *API) await(w http.ResponseWriter, r *http.Request, who *auth.Principal,
 
 // conclude answers who has waited long enough. No version tells that the policy has changed meanwhile.
 func (a *API) conclude(w http.ResponseWriter, who *auth.Principal, has *known, preference string) (int, error) {
+	if who.Expired(time.Now()) {
+		return 0, auth.ErrExpired
+	}
 	now, err := a.see(who, a.aged(has.record))
 	switch {
 	case err != nil:

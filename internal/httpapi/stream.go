@@ -40,7 +40,7 @@ func (a *API) instanceStream(w http.ResponseWriter, r *http.Request, p *params, 
 		}
 		after = max(after, n)
 	}
-	who, err := a.authenticate(r, p)
+	who, err := a.authenticateTo(r, p, key)
 	if err != nil {
 		return 0, err
 	}
@@ -109,7 +109,7 @@ func (s *stream) run(r *http.Request, who *auth.Principal) {
 		case <-s.wake:
 			ok = !who.Expired(time.Now()) && s.tell()
 		case <-heartbeat.C:
-			ok = s.write([]byte(":\n\n"))
+			ok = !who.Expired(time.Now()) && s.write([]byte(":\n\n"))
 		case <-closing:
 			closing, end = nil, s.api.farewell()
 		case <-end:

@@ -11,13 +11,17 @@ import (
 	"statusrelay/internal/auth"
 )
 
-// ticket issues a ticket to who shows a token. A body, if there is one, is not read.
+// ticket issues a ticket to who shows a token or a key. A body, if there is one, is not read.
 func (a *API) ticket(w http.ResponseWriter, r *http.Request) (int, error) {
+	p := parseParams(r)
+	if err := refuseLink(p.values); err != nil {
+		return 0, err
+	}
 	who, err := auth.Authenticate(r, a.o.Verify)
 	if err != nil {
 		return 0, err
 	}
-	if err := parseParams(r).err(); err != nil {
+	if err := p.err(); err != nil {
 		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)

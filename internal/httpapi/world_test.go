@@ -366,6 +366,8 @@ func newAPI(t testing.TB, records ...*status.Record) (*httpapi.API, *store) {
 type world struct {
 	api     *httpapi.API
 	store   *store
+	links   *auth.Links
+	keys    *auth.APIKeys
 	policy  atomic.Pointer[policy.Policy]
 	metrics *prometheus.Registry
 }
@@ -390,9 +392,17 @@ func newWorld(t testing.TB, o httpapi.Options, records ...*status.Record) *world
 		cancel()
 		running.Wait()
 	})
-	o.Verify, o.Store, o.DefaultHub, o.Metrics = verify, w.store, "orders", w.metrics
+	w.links, w.keys = auth.NewLinks(auth.LinkOptions{}), auth.NewAPIKeys(nil)
+	w.links.SetKeys([]auth.LinkKey{{ID: "k1", Secret: []byte("0123456789abcdef0123456789abcdef")}})
+	o.Verify = func(ctx context.Context, credential string) (*auth.Principal, error) {
+		if auth.IsAPIKey(credential) {
+			return w.keys.Verify(credential)
+		}
+		return verify(ctx, credential)
+	}
+	o.Store, o.DefaultHub, o.Metrics, o.Links = w.store, "orders", w.metrics, w.links
 	o.Source = reader.NewSource(h, lists, w.policy.Load)
-	o.Tickets = auth.NewTickets(auth.TicketOptions{Store: &ticketStore{tickets: map[string][]byte{}, store: w.store}})
+	o.Tickets = auth.NewTickets(auth.TicketOptions{APIKeys: w.keys, Store: &ticketStore{tickets: map[string][]byte{}, store: w.store}})
 	w.api = httpapi.New(o)
 	return w
 }
