@@ -43,6 +43,9 @@ func (e *FileError) Error() string {
 	return strings.Join(lines, "\n")
 }
 
+// Discreet is Error, which never quotes the file.
+func (e *FileError) Discreet() string { return e.Error() }
+
 // A keyFile is a YAML file under way: "keys:" and a list of mappings. Values stand where they are used: there are no
 // aliases, merges and tags, and so nothing to expand.
 type keyFile struct{ wrong []Mistake }

@@ -56,7 +56,7 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/", ingestapi.New(ingestapi.Options{
-		Verify: n.Verifier.Verify, Policy: n.Policy, Publish: n.publish,
+		Verify: n.Verify, Policy: n.Policy, Publish: n.publish,
 		DefaultHub: c.DefaultHub, MaxBodyBytes: c.MaxBodyBytes, MaxUpdates: c.MaxUpdates, Rate: c.Rate,
 		Logger: n.Log, Metrics: n.Metrics,
 	}))

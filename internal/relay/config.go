@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"statusrelay/internal/auth"
 	"statusrelay/internal/shell"
 	"statusrelay/internal/status"
 )
@@ -35,6 +36,21 @@ type Config struct {
 	Redis        Redis            `koanf:"redis"`
 	Watch        Watch            `koanf:"watch"`
 	Read         Read             `koanf:"read"`
+	Links        Links            `koanf:"links"`
+}
+
+// Links says who signs links to the status of one instance.
+type Links struct {
+	Keys    string        `koanf:"keys" usage:"path of the file of keys that sign and verify links (docs/links.md); read again when it changes; without it there are no links"`
+	MaxLife time.Duration `koanf:"max_life" usage:"how long a link may be good for, whoever signed it; at most 720h"`
+}
+
+// load returns the links, nil when there are none.
+func (l Links) load(f *shell.Files) (*auth.Links, error) {
+	if l.Keys == "" {
+		return nil, nil
+	}
+	return shell.LoadLinks(f, l.Keys, auth.LinkOptions{MaxLife: l.MaxLife})
 }
 
 // Watch bounds what WebSocket clients may do.
@@ -82,6 +98,7 @@ func Defaults() Config {
 			MaxWait: 55 * time.Second, MaxWaiting: 10_000, MaxStreams: 10_000, MaxPerCaller: 100,
 			RetryMin: time.Second, RetryMax: time.Minute, Heartbeat: 15 * time.Second,
 		},
+		Links: Links{MaxLife: auth.DefaultLinkLife},
 	}
 }
 
@@ -116,6 +133,9 @@ func (c Config) Validate() error {
 	if c.Read.RetryMax < c.Read.RetryMin {
 		errs = append(errs, errors.New("read.retry_max: less than read.retry_min"))
 	}
+	if c.Links.MaxLife < time.Minute || c.Links.MaxLife > auth.MaxLinkLife {
+		errs = append(errs, fmt.Errorf("links.max_life: not between 1m and %.0fh", auth.MaxLinkLife.Hours()))
+	}
 	if err := validBase(c.PublicURL); err != nil {
 		errs = append(errs, fmt.Errorf("public_url: %w", err))
 	}
@@ -135,7 +155,8 @@ func (c Config) Base() shell.BaseConfig {
 func (c Config) Check() error {
 	log := slog.New(slog.DiscardHandler)
 	_, err := c.Redis.options(shell.NewFiles(log, nil), log, nil)
-	return errors.Join(c.Base().Check(), err)
+	_, linksErr := c.Links.load(shell.NewFiles(log, nil))
+	return errors.Join(c.Base().Check(), err, linksErr)
 }
 
 // validBase reports what is wrong with a URL that paths are put behind.

@@ -98,12 +98,16 @@ func (r *Relay) parts() (err error) {
 	r.ingester = ingest.New(ingest.Options{
 		Store: r.store, Policy: r.Policy, DefaultHub: c.DefaultHub, Logger: r.Log, Metrics: r.Metrics,
 	})
-	r.watching()
+	links, err := c.Links.load(r.Files)
+	if err != nil {
+		return err
+	}
+	r.watching(links)
 	return nil
 }
 
 // watching builds what tells readers.
-func (r *Relay) watching() {
+func (r *Relay) watching(links *auth.Links) {
 	c := r.config
 	r.hub = hub.New(hub.Options{
 		StaleAfter: func(record *status.Record) time.Duration { return r.Policy().StaleAfter(record) },
@@ -118,16 +122,16 @@ func (r *Relay) watching() {
 		},
 	})
 	source := reader.NewSource(r.hub, r.lists, r.Policy)
-	tickets := auth.NewTickets(auth.TicketOptions{Store: r.store, Logger: r.Log})
+	tickets := auth.NewTickets(auth.TicketOptions{Store: r.store, APIKeys: r.APIKeys, Logger: r.Log})
 	r.api = httpapi.New(httpapi.Options{
-		Verify: r.Verifier.Verify, Source: source, Store: r.store, Tickets: tickets,
+		Verify: r.Verify, Source: source, Store: r.store, Tickets: tickets, Links: links,
 		DefaultHub: c.DefaultHub, PublicURL: c.PublicURL,
 		MaxWait: c.Read.MaxWait, MaxWaiting: c.Read.MaxWaiting, MaxStreams: c.Read.MaxStreams, MaxPerCaller: c.Read.MaxPerCaller,
 		RetryMin: c.Read.RetryMin, RetryMax: c.Read.RetryMax, Heartbeat: c.Read.Heartbeat, WriteTimeout: c.Watch.WriteTimeout,
 		Logger: r.Log, Metrics: r.Metrics,
 	})
 	r.sockets = wsapi.New(wsapi.Options{
-		Verify: r.Verifier.Verify, Redeem: tickets.Redeem, Source: source, DefaultHub: c.DefaultHub, Origins: c.Origins,
+		Verify: r.Verify, Redeem: tickets.Redeem, Source: source, DefaultHub: c.DefaultHub, Origins: c.Origins,
 		Compression: c.Watch.Compression, MaxSockets: c.Watch.MaxSockets, MaxWatches: c.Watch.MaxWatches,
 		PingInterval: c.Watch.PingInterval, WriteTimeout: c.Watch.WriteTimeout, DrainPeriod: c.DrainTimeout,
 		Logger: r.Log, Metrics: r.Metrics,
@@ -141,7 +145,7 @@ func (r *Relay) routes(pages http.Handler) http.Handler {
 		api = cors.New(cors.Options{
 			AllowedOrigins: r.config.Origins,
 			AllowedMethods: []string{http.MethodGet, http.MethodHead, http.MethodPost},
-			AllowedHeaders: []string{"Authorization", "If-None-Match", "Prefer", "Last-Event-ID", "Traceparent"},
+			AllowedHeaders: []string{"Authorization", "Content-Type", "If-None-Match", "Prefer", "Last-Event-ID", "Traceparent"},
 			ExposedHeaders: []string{"ETag", "Location", "Retry-After", "Preference-Applied"},
 			MaxAge:         600,
 		}).Handler(api)

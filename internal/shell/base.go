@@ -61,11 +61,12 @@ func (c BaseConfig) Check() error {
 type loaded struct {
 	policy             *Loaded[*policy.Policy]
 	public, privateTLS *Loaded[*tls.Certificate]
+	apiKeys            *auth.APIKeys
 }
 
 // load reads them all, so that every mistake in them is told at once.
 func (c BaseConfig) load(f *Files, log *slog.Logger, withPolicy bool) (l loaded, err error) {
-	var errs [3]error
+	var errs [4]error
 	if withPolicy {
 		l.policy, errs[0] = Load(f, "policy", func(open Open) (*policy.Policy, error) {
 			p, err := readPolicy(c.Policy, open)
@@ -81,6 +82,9 @@ func (c BaseConfig) load(f *Files, log *slog.Logger, withPolicy bool) (l loaded,
 	if c.PrivateTLS.Given() {
 		l.privateTLS, errs[2] = LoadPair(f, "private_tls", c.PrivateTLS)
 	}
+	if c.Auth.APIKeys != "" {
+		l.apiKeys, errs[3] = LoadAPIKeys(f, c.Auth.APIKeys)
+	}
 	return l, errors.Join(errs[:]...)
 }
 
@@ -90,6 +94,7 @@ type Base struct {
 	Metrics  *prometheus.Registry
 	Files    *Files
 	Verifier *auth.Verifier
+	APIKeys  *auth.APIKeys // nil: there are none
 	Public   net.Listener
 	Private  net.Listener
 
@@ -123,6 +128,7 @@ func NewBase(ctx context.Context, c BaseConfig, g Given) (_ *Base, err error) {
 	if b.Files.Any() { // else SIGHUP does what it always does: a program on a terminal ends with it
 		signal.Notify(b.again, syscall.SIGHUP)
 	}
+	b.APIKeys = files.apiKeys
 	if b.policy = files.policy; g.Policy != nil {
 		b.policy = Fixed(g.Policy.WithLogger(b.Log))
 	}
@@ -153,6 +159,12 @@ func (b *Base) listen(ctx context.Context, c BaseConfig, files loaded) (err erro
 
 // Run keeps what was read from files up to date until ctx ends.
 func (b *Base) Run(ctx context.Context) error { return b.Files.Run(ctx, b.again) }
+
+// Verify says whose token or API key that is.
+func (b *Base) Verify(ctx context.Context, credential string) (*auth.Principal, error) {
+	c := auth.Credentials{Tokens: b.Verifier, APIKeys: b.APIKeys}
+	return c.Verify(ctx, credential)
+}
 
 // Policy is the policy in force: another one when its file has changed.
 func (b *Base) Policy() *policy.Policy { return b.policy.Value() }

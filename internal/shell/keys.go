@@ -7,22 +7,42 @@ import (
 	"statusrelay/internal/auth"
 )
 
-// APIKeys reads a file of API keys (docs/security.md).
-func APIKeys(path string, open func(path string) ([]byte, error)) ([]auth.APIKey, error) {
-	text, err := open(path)
-	if err != nil {
-		return nil, fmt.Errorf("auth.api_keys: %w", err)
-	}
-	keys, err := auth.ParseAPIKeys(text)
-	if err != nil {
-		return nil, fmt.Errorf("auth.api_keys %s: %w", path, err)
-	}
-	return keys, nil
+// LoadAPIKeys returns the keys of a file of API keys (docs/security.md), and
+// replaces them whenever it changes.
+func LoadAPIKeys(f *Files, path string) (*auth.APIKeys, error) {
+	keys := auth.NewAPIKeys(nil)
+	_, err := Load(f, "api_keys", func(open Open) (struct{}, error) {
+		text, err := open(path)
+		if err != nil {
+			return struct{}{}, fmt.Errorf("auth.api_keys: %w", err)
+		}
+		parsed, err := auth.ParseAPIKeys(text)
+		if err != nil {
+			return struct{}{}, fmt.Errorf("auth.api_keys %s: %w", path, err)
+		}
+		keys.SetKeys(parsed)
+		return struct{}{}, nil
+	})
+	return keys, err
+}
+
+// LoadLinks returns links that are signed and verified by the keys of a file, which
+// replace them whenever it changes.
+func LoadLinks(f *Files, path string, o auth.LinkOptions) (*auth.Links, error) {
+	links := auth.NewLinks(o)
+	_, err := Load(f, "link_keys", func(open Open) (struct{}, error) {
+		keys, err := LinkKeys(path, open)
+		if err == nil {
+			links.SetKeys(keys)
+		}
+		return struct{}{}, err
+	})
+	return links, err
 }
 
 // LinkKeys reads a file of link keys (docs/links.md), and the files that it
 // names, whose paths start where it is.
-func LinkKeys(path string, open func(path string) ([]byte, error)) ([]auth.LinkKey, error) {
+func LinkKeys(path string, open Open) ([]auth.LinkKey, error) {
 	text, err := open(path)
 	if err != nil {
 		return nil, fmt.Errorf("links.keys: %w", err)

@@ -47,6 +47,7 @@ type Auth struct {
 	OptionalNotBefore bool          `koanf:"optional_not_before" usage:"accept tokens without nbf, which several providers leave out"`
 	ClockSkew         time.Duration `koanf:"clock_skew" usage:"by how much an issuer's clock may differ, at most 1m"`
 	KeyGrace          time.Duration `koanf:"key_grace" usage:"how long known keys keep working while an issuer's endpoint is down"`
+	APIKeys           string        `koanf:"api_keys" usage:"path of the file of API keys, which are accepted where tokens are; read again when it changes"`
 }
 
 // DefaultAuth is Auth without the parts that have no default.
