@@ -93,3 +93,32 @@ func TestU2LinkIsSignedOffline(t *testing.T) {
 		}
 	}
 }
+
+// A replica does not start with files of keys that it cannot use, and check-config says all that is wrong with them.
+func TestU6FilesOfKeysAreChecked(t *testing.T) {
+	policy := write(t, "policy.yaml", "version: 1\nhubs: {\"*\": {orchestrators: {\"*\": {audiences: []}}}}\n")
+	good := "policy: " + policy + "\nlisten: 127.0.0.1:0\nprivate_listen: 127.0.0.1:0\n"
+	env := []string{connectionString, "STATUSRELAY_AUTH_ISSUERS=https://issuer.example", "STATUSRELAY_AUTH_AUDIENCES=statusrelay"}
+	keys := write(t, "keys.yaml", "keys: [{id: a, key: "+canary+", rights: [all]}]\n")
+	links := write(t, "links.yaml", "keys: [{id: a, key: "+canary+"}, {id: a, key_file: missing}]\n")
+	config := write(t, "relay.yaml", good+"auth: {api_keys: "+keys+"}\nlinks: {keys: "+links+"}\n")
+	for command, want := range map[string][]string{
+		"check-config": {"auth.api_keys " + keys + ": line 1, column 8: hash missing", "key is not known", "not a right", "links.keys " + links + ": line 1, column 21: not base64", "the id of another", "no such file"},
+		"serve":        {"auth.api_keys"},
+	} {
+		stdout, stderr, code := run(t, env, command, "--config", config)
+		if code != 1 || stdout != "" || strings.Contains(stderr, canary) {
+			t.Errorf("%s: got code %d, %q, %q", command, code, stdout, stderr)
+		}
+		for _, w := range want {
+			if !strings.Contains(stderr, w) {
+				t.Errorf("%s does not mention %q:\n%s", command, w, stderr)
+			}
+		}
+	}
+	for _, life := range []string{"59s", "721h"} {
+		if _, stderr, code := run(t, env, "check-config", "--config", write(t, "relay.yaml", good+"links: {max_life: "+life+"}\n")); code != 1 || !strings.Contains(stderr, "links.max_life") {
+			t.Errorf("%s: got code %d, %q", life, code, stderr)
+		}
+	}
+}

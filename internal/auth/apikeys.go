@@ -42,7 +42,7 @@ type APIKey struct {
 	Expires time.Time // zero: never
 }
 
-// ParseAPIKeys reads a file of API keys (docs/security.md). Its error is a *FileError with every mistake.
+// ParseAPIKeys reads a file of API keys (docs/api-keys.md). Its error is a *FileError with every mistake.
 func ParseAPIKeys(file []byte) ([]APIKey, error) {
 	var f keyFile
 	var keys []APIKey

@@ -21,6 +21,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"statusrelay/internal/apitest"
+	"statusrelay/internal/auth"
 	"statusrelay/internal/auth/devissuer"
 	"statusrelay/internal/devbus"
 	"statusrelay/internal/notifier"
@@ -252,9 +253,18 @@ func newStage(t *testing.T) *stage {
 		"operator": w.operator, "customer": w.customer, "publisher": w.publisher, "none": "",
 		"expired": w.token(owner, "customer", -time.Hour), "foreign": token,
 	}
-	s.replicas["Relay"] = w.relay(nil, func(c *relay.Config) { c.Auth.Issuers = append(c.Auth.Issuers, away) })
-	s.replicas["Relaylimited"] = w.relay(nil, func(c *relay.Config) { c.Read.MaxPerCaller = 1 })
-	s.replicas["Relaybroken"] = w.relay(nil, func(c *relay.Config) {
+	key, kept, err := auth.NewAPIKey(auth.APIKey{ID: "operator", Rights: []auth.Right{auth.Read}, Claims: map[string]any{"roles": []any{"operator"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.tokens["key"] = key
+	keys := func(c *relay.Config) {
+		c.Auth.APIKeys = file(t, "keys.yaml", "keys:\n"+kept.Entry())
+		c.Links.Keys = file(t, "links.yaml", "keys: [{id: 2026-01, key: "+strings.Repeat("A", 43)+"}]\n")
+	}
+	s.replicas["Relay"] = w.relay(nil, keys, func(c *relay.Config) { c.Auth.Issuers = append(c.Auth.Issuers, away) })
+	s.replicas["Relaylimited"] = w.relay(nil, keys, func(c *relay.Config) { c.Read.MaxPerCaller = 1 })
+	s.replicas["Relaybroken"] = w.relay(nil, keys, func(c *relay.Config) {
 		c.Subscription = "broken" // what it cannot store, it gives back
 		c.Redis.Addrs = []string{storetest.StartRedis(t, "--rename-command", "HMGET", "gone").Addr}
 	})
@@ -340,6 +350,10 @@ func (s *stage) request(t *testing.T, r run, on *replica) func() (*http.Request,
 		}
 		values, token = append(values, "{ticket}", url.QueryEscape(body.Ticket)), ""
 	}
+	if strings.Contains(r.Path, "{link}") {
+		values, token = append(values, "{link}", s.link(t, r.Path, on, token)), ""
+	}
+	values = append(values, "{key}", s.tokens["key"])
 	fill := strings.NewReplacer(values...)
 	body, contentType := r.body(t)
 	target := on.base + fill.Replace(r.Path)
@@ -362,6 +376,22 @@ func (s *stage) request(t *testing.T, r run, on *replica) func() (*http.Request,
 		}
 		return q, nil
 	}
+}
+
+// link is the query of a link to the instance of a path, as whose token it is
+// sees it.
+func (s *stage) link(t *testing.T, path string, on *replica, token string) string {
+	t.Helper()
+	path, _, _ = strings.Cut(path, "?")
+	parts := strings.Split(path, "/")
+	body := fmt.Sprintf(`{"hub":%q,"instanceId":%q}`, parts[len(parts)-3], parts[len(parts)-1])
+	got, err := s.do(http.MethodPost, on.base+"/v1/links", token, strings.NewReader(body))
+	var answer struct{ URL string }
+	if err != nil || got.code != http.StatusCreated || json.Unmarshal(got.body, &answer) != nil {
+		t.Fatalf("link: got %d %s, %v", got.code, got.body, err)
+	}
+	_, query, _ := strings.Cut(answer.URL, "?")
+	return query
 }
 
 // body is what the request sends, and its media type.
@@ -563,7 +593,7 @@ func sameHeader(name, want, got string) error {
 }
 
 // varying lists the members that cannot be the same twice.
-var varying = []string{"version", "cursor", "ticket", "expires", "connectionId", "token"}
+var varying = []string{"version", "cursor", "ticket", "expires", "connectionId", "token", "url"}
 
 func alike(want, got []byte) error {
 	var a, b any

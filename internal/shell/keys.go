@@ -7,7 +7,7 @@ import (
 	"statusrelay/internal/auth"
 )
 
-// LoadAPIKeys returns the keys of a file of API keys (docs/security.md), and
+// LoadAPIKeys returns the keys of a file of API keys (docs/api-keys.md), and
 // replaces them whenever it changes.
 func LoadAPIKeys(f *Files, path string) (*auth.APIKeys, error) {
 	keys := auth.NewAPIKeys(nil)
