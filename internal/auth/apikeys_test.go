@@ -418,7 +418,14 @@ func TestTicketOfAnAPIKeyIsGoodForWhatTheKeyIs(t *testing.T) {
 			t.Errorf("the store is told of the key: %s", payload)
 		}
 	}
-	_, other := newAPIKey(t, "a")
+	namesake, other := newAPIKey(t, "a")
+	stranger, err := held(t, other).Verify(namesake)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := tickets.Issue(t.Context(), stranger, ""); !errors.Is(err, auth.ErrUnauthenticated) {
+		t.Errorf("a ticket for another key of that id: got %v", err)
+	}
 	keys.SetKeys([]auth.APIKey{other})
 	got, err := tickets.Redeem(t.Context(), ticket, "")
 	wantRefused(t, "the ticket of a key that was replaced", got, err, ticket)

@@ -244,6 +244,7 @@ func TestU4LinkOpensNothingElse(t *testing.T) {
 		wantProblem(t, "with a bad token", get(t, w.api, path, "rubbish"), 400, "invalid", auth.LinkSignature)
 	}
 	wantProblem(t, "with a ticket", get(t, w.api, full+"&ticket="+ticket, "", "Accept", "text/event-stream"), 400, "invalid", "ticket")
+	wantProblem(t, "a bad one with a ticket", get(t, w.api, "/v1/instances/a?link.sig=x&ticket="+ticket, "", "Accept", "text/event-stream"), 400, "invalid", "ticket")
 	wantProblem(t, "with a parameter that is not known", get(t, w.api, full+"&fields=x", ""), 400, "invalid", "fields")
 	wantProblem(t, "with one more of its own", get(t, w.api, full+"&link.x=1", ""), 400, "invalid", "link.x")
 	for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodPatch} {
