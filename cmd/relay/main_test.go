@@ -516,3 +516,14 @@ func TestServingTellsNoSecret(t *testing.T) {
 		}
 	}
 }
+
+// Development mode has no file to read again, and ends with its terminal.
+func TestDevEndsWithItsTerminal(t *testing.T) {
+	s := startDev(t, "--no-samples")
+	if err := s.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cmd.Wait(); err == nil || err.Error() != "signal: hangup" {
+		t.Errorf("it ended with %v", err)
+	}
+}

@@ -68,10 +68,10 @@ type loaded struct {
 func (c BaseConfig) load(f *Files, log *slog.Logger, withPolicy bool) (l loaded, err error) {
 	var errs [4]error
 	if withPolicy {
-		l.policy, errs[0] = Load(f, "policy", func(open Open) (*policy.Policy, error) {
-			p, err := readPolicy(c.Policy, open)
+		l.policy, errs[0] = LoadFile(f, "policy", c.Policy, func(text []byte) (*policy.Policy, error) {
+			p, err := policy.Parse(text)
 			if err != nil {
-				return nil, err
+				return nil, policyError{err}
 			}
 			return p.WithLogger(log), nil
 		})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -83,8 +84,6 @@ type Open func(path string) ([]byte, error)
 //
 // The error is read's own. When files are read again only a Discreet one or an
 // *fs.PathError is logged, since others may quote the file.
-//
-//	keys, err := shell.Load(base.Files, "api_keys", func(open shell.Open) (*auth.Keys, error) { … })
 func Load[T any](f *Files, kind string, read func(Open) (T, error)) (*Loaded[T], error) {
 	l := &Loaded[T]{}
 	s := &source{kind: kind, take: func(open Open) error {
@@ -104,6 +103,22 @@ func Load[T any](f *Files, kind string, read func(Open) (T, error)) (*Loaded[T],
 	defer f.mu.Unlock()
 	f.all = append(f.all, s)
 	return l, nil
+}
+
+// LoadFile is Load of one file.
+//
+//	keys, err := shell.LoadFile(base.Files, "api_keys", path, auth.ParseKeys)
+func LoadFile[T any](f *Files, kind, path string, parse func([]byte) (T, error)) (*Loaded[T], error) {
+	return Load(f, kind, func(open Open) (value T, err error) {
+		text, err := open(path)
+		if err != nil {
+			return value, fmt.Errorf("%s: %w", kind, err)
+		}
+		if value, err = parse(text); err != nil {
+			return value, fmt.Errorf("%s %s: %w", kind, path, err)
+		}
+		return value, nil
+	})
 }
 
 // Discreet is an error that can also be told without quoting what it is about.

@@ -12,7 +12,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -106,24 +105,6 @@ func (s ServiceBus) Validate() error {
 		errs = append(errs, errors.New("service_bus.topic: required"))
 	}
 	return errors.Join(errs...)
-}
-
-// Policy reads the policy file.
-func Policy(path string) (*policy.Policy, error) { return readPolicy(path, os.ReadFile) }
-
-func readPolicy(path string, open Open) (*policy.Policy, error) {
-	if path == "" {
-		return nil, errors.New("policy: required: the path of the policy file")
-	}
-	text, err := open(path)
-	if err != nil {
-		return nil, fmt.Errorf("policy: %w", err)
-	}
-	p, err := policy.Parse(text)
-	if err != nil {
-		return nil, fmt.Errorf("policy %s: %w", path, policyError{err})
-	}
-	return p, nil
 }
 
 // policyError tells where a policy is wrong without quoting it: conditions name

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -66,21 +65,13 @@ func wantMistakes(t *testing.T, err error, want []string) {
 }
 
 func TestPolicyFileIsNamedInItsMistakes(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "policy.yaml")
-	if _, err := shell.Policy(""); err == nil {
-		t.Error("no path: want an error")
-	}
-	if _, err := shell.Policy(path); err == nil || !strings.Contains(err.Error(), path) {
-		t.Errorf("no file: got %v", err)
-	}
-	for text, ok := range map[string]bool{string(policy.Development()): true, "version: 2": false} {
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if p, err := shell.Policy(path); (err == nil) != ok || (p != nil) != ok || err != nil && !strings.Contains(err.Error(), path) {
-			t.Errorf("%.20q: got %v, %v", text, p, err)
-		}
-	}
+	c := valid()
+	c.Policy = filepath.Join(t.TempDir(), "policy.yaml")
+	wantMistakes(t, c.Check(), []string{c.Policy})
+	put(t, c.Policy, "version: 2")
+	wantMistakes(t, c.Check(), []string{"policy " + c.Policy, "line 1"})
+	put(t, c.Policy, string(policy.Development()))
+	wantMistakes(t, c.Check(), nil)
 }
 
 func TestTakenAddressIsNamedByItsKey(t *testing.T) {
