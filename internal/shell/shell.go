@@ -1,6 +1,7 @@
 // Package shell is what the two programs share as programs: sections of their
-// configuration, how those become parts, and HTTP servers that cannot be held
-// open by a slow client.
+// configuration, how those become parts, files that are read again when they
+// change, and listeners and HTTP servers that speak TLS, know who has really
+// called, and cannot be held open by a slow client.
 package shell
 
 import (
