@@ -111,7 +111,7 @@ func (a *API) base(r *http.Request) string {
 	base := a.o.PublicURL
 	if base == "" && plainHost(r.Host) { // else the path will do (RFC 9110 section 10.2.2)
 		scheme := "http"
-		if r.TLS != nil {
+		if r.TLS != nil || r.URL.Scheme == "https" { // as a proxy that is trusted says
 			scheme = "https"
 		}
 		base = scheme + "://" + r.Host

@@ -127,6 +127,9 @@ func (c Config) Validate() error {
 	positive("read.max_per_caller", int64(c.Read.MaxPerCaller))
 	positive("read.retry_min", int64(c.Read.RetryMin))
 	positive("read.heartbeat", int64(c.Read.Heartbeat))
+	if c.Read.Heartbeat > 25*time.Second {
+		errs = append(errs, errors.New("read.heartbeat: more than 25s: a stream notices with it that rights were taken away"))
+	}
 	if c.Read.MaxWait < time.Second {
 		errs = append(errs, errors.New("read.max_wait: less than a second"))
 	}
