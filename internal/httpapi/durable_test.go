@@ -123,6 +123,7 @@ func TestDropInLocationIsWhereTheCallerAsked(t *testing.T) {
 		want   string
 	}{
 		"over TLS":         {func(r *http.Request) { r.TLS = &tls.ConnectionState{} }, strings.Replace(asked, "http:", "https:", 1)},
+		"over a proxy's":   {func(r *http.Request) { r.URL.Scheme = "https" }, strings.Replace(asked, "http:", "https:", 1)}, // set by package shell
 		"another host":     {func(r *http.Request) { r.Host = "h:8080" }, strings.Replace(asked, "example.com", "h:8080", 1)},
 		"no host":          {func(r *http.Request) { r.Host = "" }, path}, // HTTP/1.0
 		"forwarded":        {func(r *http.Request) { r.Header.Set("X-Forwarded-Host", "evil") }, asked},
