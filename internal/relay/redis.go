@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -79,6 +80,9 @@ func (c Redis) options(f *shell.Files, log *slog.Logger, metrics prometheus.Regi
 		Prefix: c.Prefix, TTL: c.TTL, TerminalTTL: c.TerminalTTL, Logger: log, Metrics: metrics,
 		IndexLabels: append([]string{}, c.IndexLabels...), // none stay none
 	}
+	if c.Password.FromFile() {
+		o.Credentials = c.credentials
+	}
 	if !c.TLS {
 		return o, nil
 	}
@@ -98,4 +102,14 @@ func (c Redis) options(f *shell.Files, log *slog.Logger, metrics prometheus.Regi
 		o.TLS.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair.Value(), nil }
 	}
 	return o, errors.Join(errs...)
+}
+
+// credentials reads the password again for each new connection, so that a file
+// that is replaced needs no restart. A file that cannot be read is an outage of
+// Redis: the next connection may find it.
+func (c Redis) credentials(context.Context) (username, password string, err error) {
+	if password, err = c.Password.Current(); err != nil {
+		return "", "", fmt.Errorf("redis.password_file: %w", err)
+	}
+	return c.Username, password, nil
 }

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	jsonv2 "github.com/go-json-experiment/json"
@@ -123,5 +125,57 @@ func TestSecretShowsNowhere(t *testing.T) {
 	}
 	if got := settings.NewSecret("").String(); got != "" {
 		t.Errorf("a secret that was not given shows as %q, want nothing", got)
+	}
+}
+
+// A secret's file that is replaced is read again by whoever asks for what is
+// current, within bounds; what can be read only once is kept.
+func TestSecretIsCurrentWhenItsFileIsReplaced(t *testing.T) {
+	path := write(t, "password", "old\n")
+	s, err := settings.ReadSecret(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := func(want string) {
+		t.Helper()
+		if got, err := s.Current(); err != nil || got != want {
+			t.Errorf("got %q, %v, want %q", got, err, want)
+		}
+	}
+	is("old")
+	for content, want := range map[string]string{"new\r\n": "new", "\n": "", strings.Repeat("x", 1<<20): ""} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if want != "" {
+			is(want)
+		} else if got, err := s.Current(); err == nil || strings.Contains(err.Error(), "xx") {
+			t.Errorf("got %d bytes and %v, want an error without them", len(got), err)
+		}
+	}
+	if s.Reveal() != "old" || !s.FromFile() {
+		t.Errorf("the secret itself has become %q", s.Reveal())
+	}
+
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() { written <- os.WriteFile(pipe, []byte("once\n"), 0) }()
+	if s, err = settings.ReadSecret(pipe); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	is("once")
+	s = settings.NewSecret("given")
+	is("given")
+	if s.FromFile() {
+		t.Error("a secret that was given came from a file")
+	}
+	if _, err := (settings.Secret{}).Current(); err == nil {
+		t.Error("there is a current secret where none was given")
 	}
 }

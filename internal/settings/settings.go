@@ -208,15 +208,13 @@ func (l *loader) secret(f field) Secret {
 	case value != "":
 		l.sources[f.key] = f.valueEnv()
 	case path != "":
-		b, err := os.ReadFile(path)
+		secret, err := ReadSecret(path)
 		if err != nil {
 			l.report(fmt.Errorf("%s (%s): %w", f.key, l.sources[f.key], err))
 			break
 		}
-		if value = strings.TrimRight(string(b), "\r\n"); value == "" {
-			l.report(fmt.Errorf("%s (%s): %s is empty", f.key, l.sources[f.key], path))
-		}
 		l.paths[f.key] = path
+		return secret
 	}
 	return NewSecret(value)
 }
