@@ -8,10 +8,13 @@ import (
 	"context"
 	"encoding/json"
 	"os"
+	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/compose-spec/compose-go/v2/cli"
 	"github.com/compose-spec/compose-go/v2/types"
@@ -24,6 +27,7 @@ import (
 	"statusrelay/internal/policy"
 	"statusrelay/internal/relay"
 	"statusrelay/internal/settings"
+	"statusrelay/internal/storetest"
 )
 
 const (
@@ -185,6 +189,93 @@ func TestEveryVariableOfComposeIsInTheExample(t *testing.T) {
 	}
 }
 
+// start runs the command with which compose starts Redis, here: its paths are
+// changed to those of this machine.
+func start(t *testing.T, s types.ServiceConfig, password string) (addr string) {
+	t.Helper()
+	dir := t.TempDir()
+	file := dir + "/redis-password"
+	if err := os.WriteFile(file, []byte(password+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	addr = storetest.FreeAddr(t)
+	mount := s.Volumes[0]
+	command := []string{s.Command[0], strings.Replace(s.Command[1], mount.Target, mount.Source, 1)}
+	command = append(append(command, s.Command[2:]...), "--bind", "127.0.0.1", "--port", addr[strings.LastIndex(addr, ":")+1:], "--dir", dir)
+	server := exec.Command(command[0], command[1:]...)
+	server.Env = []string{"PATH=" + os.Getenv("PATH"), "REDIS_PASSWORD_FILE=" + file, "REDIS_RUN=" + dir}
+	server.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a killed test leaves none behind
+	var output bytes.Buffer
+	server.Stdout, server.Stderr = &output, &output
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = server.Process.Kill()
+		_ = server.Wait()
+		if t.Failed() {
+			t.Logf("redis-server: %s", &output)
+		}
+	})
+	return addr
+}
+
+// healthy runs the health check of compose, here.
+func healthy(t *testing.T, s types.ServiceConfig, addr, password string) error {
+	t.Helper()
+	file := t.TempDir() + "/redis-password"
+	if err := os.WriteFile(file, []byte(password+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s.HealthCheck.Test[0] != "CMD-SHELL" {
+		t.Fatalf("the health check is %q", s.HealthCheck.Test)
+	}
+	text := strings.Replace(s.HealthCheck.Test[1], "redis-cli ", "redis-cli -p "+addr[strings.LastIndex(addr, ":")+1:]+" ", 1)
+	check := exec.CommandContext(t.Context(), "sh", "-c", text)
+	check.Env = []string{"PATH=" + os.Getenv("PATH"), "REDIS_PASSWORD_FILE=" + file}
+	return check.Run()
+}
+
+// Redis is open to nobody but who has the password in the secret's file, which the
+// relay reads as well.
+func TestRedisInComposeWantsThePassword(t *testing.T) {
+	p := compose(t)
+	server, relays := p.Services["redis"], p.Services["relay"]
+	for _, s := range []types.ServiceConfig{server, relays} {
+		if len(s.Secrets) != 1 || s.Secrets[0].Source != "redis-password" {
+			t.Errorf("%s: has the secrets %v", s.Name, s.Secrets)
+		}
+	}
+	want := "/run/secrets/" + server.Secrets[0].Source
+	for name, got := range map[string]*string{
+		"redis": server.Environment["REDIS_PASSWORD_FILE"], "relay": relays.Environment["STATUSRELAY_REDIS_PASSWORD_FILE"],
+	} {
+		if got == nil || *got != want {
+			t.Errorf("%s: reads its password elsewhere than in %s", name, want)
+		}
+	}
+	if got := *relays.Environment["STATUSRELAY_REDIS_USERNAME"]; got != storetest.ShippedUser {
+		t.Errorf("the relay logs in as %q", got)
+	}
+	if !strings.Contains(server.Tmpfs[0], *server.Environment["REDIS_RUN"]+":mode=0700,uid=999") {
+		t.Errorf("Redis' users would be written to %s, and %q is writable", *server.Environment["REDIS_RUN"], server.Tmpfs)
+	}
+
+	addr := start(t, server, "right")
+	deadline := time.Now().Add(20 * time.Second)
+	for err := healthy(t, server, addr, "right"); err != nil; err = healthy(t, server, addr, "right") {
+		if time.Now().After(deadline) {
+			t.Fatalf("Redis does not get healthy: %v", err)
+		}
+	}
+	if healthy(t, server, addr, "wrong") == nil {
+		t.Error("healthy with a wrong password")
+	}
+	if answer, err := storetest.Do(addr, "PING"); err == nil {
+		t.Errorf("who has not logged in is answered %s", answer)
+	}
+}
+
 // accept loads a program's configuration as the container would.
 func accept[T any](t *testing.T, defaults T, service types.ServiceConfig) T {
 	t.Helper()
@@ -192,6 +283,13 @@ func accept[T any](t *testing.T, defaults T, service types.ServiceConfig) T {
 	for name, value := range service.Environment {
 		if !strings.Contains(known, "`"+name+"`") {
 			t.Errorf("%s: no setting reads %s", service.Name, name)
+		}
+		if strings.HasPrefix(*value, "/run/secrets/") { // as the container has it
+			mounted := t.TempDir() + "/secret"
+			if err := os.WriteFile(mounted, []byte("secret\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			value = &mounted
 		}
 		t.Setenv(name, *value)
 	}

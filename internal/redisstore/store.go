@@ -214,6 +214,7 @@ func newClient(o *Options) redis.UniversalClient {
 		SentinelPassword:           o.SentinelPassword,
 		DB:                         o.DB,
 		ClientName:                 "statusrelay",
+		DisableIdentity:            true, // one more command to be allowed, of which servers before 7.2 know nothing
 		Dialer:                     dialer(o.TLS),
 		TLSConfig:                  o.TLS, // a Cluster asks it which of a node's ports to use
 

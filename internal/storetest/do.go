@@ -14,6 +14,9 @@ import (
 // returns the answer: a string or number as it is, an array's items one a line,
 // nothing for nil. An error reply is an error. It exists so that tests arrange
 // and inspect Redis without the client that is under test.
+//
+// Where the server has the user of Administrator, that is who sends the command:
+// the users that a test is about may then have no such rights.
 func Do(addr string, words ...string) (string, error) {
 	conn, err := net.DialTimeout("tcp", addr, 2*time.Second)
 	if err != nil {
@@ -23,15 +26,31 @@ func Do(addr string, words ...string) (string, error) {
 	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 		return "", err
 	}
+	if _, err := io.WriteString(conn, command("AUTH", administrator, "any")+command(words...)); err != nil {
+		return "", err
+	}
+	r := bufio.NewReader(conn)
+	if _, err := reply(r); err != nil && !strings.HasPrefix(err.Error(), "redis: ") { // no such user: as the default one
+		return "", err
+	}
+	return reply(r)
+}
+
+const administrator = "storetest"
+
+// Administrator are the arguments of redis-server that make the user of Do.
+func Administrator() []string {
+	return []string{"--user", administrator, "on", "nopass", "allkeys", "allchannels", "allcommands"}
+}
+
+// command encodes a command as an array of bulk strings.
+func command(words ...string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%d\r\n", len(words))
 	for _, w := range words {
 		fmt.Fprintf(&b, "$%d\r\n%s\r\n", len(w), w)
 	}
-	if _, err := io.WriteString(conn, b.String()); err != nil {
-		return "", err
-	}
-	return reply(bufio.NewReader(conn))
+	return b.String()
 }
 
 // reply reads one RESP2 value.
