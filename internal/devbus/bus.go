@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,8 +35,12 @@ type Options struct {
 	// send beyond it is refused with amqp:resource-limit-exceeded. Default 64 MiB.
 	MaxEntityBytes int64
 
-	// SharedAccessKey, if set, must have signed the tokens of those who connect; DevelopmentKey
-	// is what ConnectionString tells them. Default: any token is taken.
+	// Rules, if there are any, are whose keys must have signed the tokens of those who connect, and
+	// what these may do. Default: any token is taken, for anything.
+	Rules []Rule
+
+	// SharedAccessKey, if set, is the key of one more rule, DevelopmentKeyName, with every right in
+	// the namespace; DevelopmentKey is what ConnectionString tells clients.
 	SharedAccessKey string
 
 	// Logger hears about connections that end in an error. Default: nobody does.
@@ -86,10 +91,11 @@ var ErrUnknownEntity = errors.New("devbus: unknown entity")
 // Bus is one Service Bus namespace.
 type Bus struct {
 	maxMessage int
-	key        string
+	rules      []Rule // set once; none: any token is taken
 	log        *slog.Logger
 	nodes      map[string]*node // by lower-case address; set once
 	faults     Faults
+	operations operations
 
 	mu     sync.Mutex
 	conns  map[*conn]struct{}
@@ -120,13 +126,16 @@ type inbox struct {
 func New(o Options) *Bus {
 	b := &Bus{
 		maxMessage: cmp.Or(o.MaxMessageBytes, 262144),
-		key:        o.SharedAccessKey,
+		rules:      slices.Clone(o.Rules),
 		log:        o.Logger,
 		nodes:      make(map[string]*node),
 		conns:      make(map[*conn]struct{}),
 		done:       make(chan struct{}),
 	}
 	b.faults.bus = b
+	if o.SharedAccessKey != "" {
+		b.rules = append(b.rules, Rule{Name: DevelopmentKeyName, Key: o.SharedAccessKey, Rights: Manage})
+	}
 	if b.log == nil {
 		b.log = slog.New(slog.DiscardHandler)
 	}
@@ -221,8 +230,7 @@ func errFull(name string) *problem {
 
 // ConnectionString is what a client on this machine needs to reach a bus that serves addr.
 func ConnectionString(addr string) string {
-	return "Endpoint=sb://" + addr + ";SharedAccessKeyName=" + DevelopmentKeyName +
-		";SharedAccessKey=" + DevelopmentKey + ";UseDevelopmentEmulator=true"
+	return Rule{Name: DevelopmentKeyName, Key: DevelopmentKey}.ConnectionString(addr)
 }
 
 // Serve accepts connections until ctx ends, Close is called or the listener breaks. It closes

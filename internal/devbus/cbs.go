@@ -1,12 +1,6 @@
 package devbus
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
-	"errors"
-	"net/url"
-	"strconv"
 	"strings"
 	"time"
 )
@@ -27,49 +21,18 @@ func (tokens) serve(c *conn, r request) reply {
 	if p != nil {
 		return reply{status: 404, description: p.description, condition: p.condition}
 	}
-	if c.bus.key != "" {
+	op := Operation{Entity: n.name, Name: r.operation()}
+	if !c.bus.open() {
 		token, _ := r.Value.(string)
-		if err := checkToken(token, audience, c.bus.key, time.Now()); err != nil {
+		g, err := c.bus.authorize(token, audience, n, time.Now())
+		if err != nil {
+			op.Refused = true
+			c.bus.operations.note(op)
 			return reply{status: 401, description: err.Error(), condition: "amqp:unauthorized-access"}
 		}
-		c.granted[n] = true
+		op.Rule = g.rule
+		c.granted[n] = g
 	}
+	c.bus.operations.note(op)
 	return reply{status: 202, description: "Accepted"}
-}
-
-// checkToken checks a shared access signature: that key signed it, that it has not expired, and
-// that it is for the audience or something above it.
-func checkToken(token, audience, key string, now time.Time) error {
-	fields, ok := strings.CutPrefix(token, "SharedAccessSignature ")
-	if !ok {
-		return errors.New("InvalidSignature: not a shared access signature")
-	}
-	part := make(map[string]string)
-	for f := range strings.SplitSeq(fields, "&") {
-		name, value, _ := strings.Cut(f, "=")
-		part[name] = value
-	}
-	mac := hmac.New(sha256.New, []byte(key))
-	mac.Write([]byte(part["sr"] + "\n" + part["se"]))
-	signature, err := url.QueryUnescape(part["sig"])
-	if err != nil || !hmac.Equal([]byte(signature), []byte(base64.StdEncoding.EncodeToString(mac.Sum(nil)))) {
-		return errors.New("InvalidSignature: The token has an invalid signature.")
-	}
-	until, err := strconv.ParseInt(part["se"], 10, 64)
-	if err != nil || now.Unix() >= until {
-		return errors.New("ExpiredToken: The token is expired.")
-	}
-	resource, err := url.QueryUnescape(part["sr"])
-	if err != nil || !strings.HasPrefix(withoutScheme(audience), withoutScheme(resource)) {
-		return errors.New("InvalidAudience: The token is for something else.")
-	}
-	return nil
-}
-
-// withoutScheme ends in a slash, so that one path is a prefix of another only where it is above.
-func withoutScheme(u string) string {
-	if _, rest, ok := strings.Cut(u, "://"); ok {
-		u = rest
-	}
-	return strings.ToLower(strings.TrimSuffix(u, "/")) + "/"
 }

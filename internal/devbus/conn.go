@@ -63,17 +63,17 @@ type conn struct {
 	closing  bool // out ends with a close: nothing may follow
 	sessions map[uint16]*session
 	links    int
-	partial  int            // bytes of messages that have arrived in part
-	granted  map[*node]bool // entities that a valid token was put for
-	outLinks []*outLink     // those to deliver to, the next to be served first
-	waiting  []*session     // those with confirmations to send
+	partial  int             // bytes of messages that have arrived in part
+	granted  map[*node]grant // by entity that a valid token was put for
+	outLinks []*outLink      // those to deliver to, the next to be served first
+	waiting  []*session      // those with confirmations to send
 }
 
 func newConn(b *Bus, nc net.Conn) *conn {
 	c := &conn{
 		bus: b, nc: nc, in: bufio.NewReaderSize(nc, maxFrameSize),
 		wake: make(chan struct{}, 1), dead: make(chan struct{}),
-		sessions: make(map[uint16]*session), granted: make(map[*node]bool),
+		sessions: make(map[uint16]*session), granted: make(map[*node]grant),
 	}
 	c.drained.L = &c.mu
 	return c

@@ -15,8 +15,9 @@
 //
 // # What is imitated
 //
-//   - SASL, token negotiation ($cbs) and, with Options.SharedAccessKey, its signatures and what
-//     the lack of a token means; a missing entity is a 404 there.
+//   - SASL, token negotiation ($cbs) and, with Options.Rules, shared access signatures (who signed,
+//     for what, until when), the rights Listen and Send of the rule that signed, and what the lack
+//     of a token means; a missing entity is a 404 there. Operations says what clients asked for.
 //   - Queues, and topics with subscriptions. Messages sent one by one or in batches, whole or in
 //     several frames, up to a size; a message without an id gets one. An entity that is full
 //     refuses messages.

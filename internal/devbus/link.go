@@ -145,6 +145,17 @@ func (s *session) newLink(a attach) (link, *problem) {
 		return nil, problemf("amqp:not-allowed", "'%s' cannot be attached to in this direction", n.name)
 	case a.source.hasSession:
 		return nil, problemf("amqp:not-allowed", "'%s' does not have sessions", n.name)
+	}
+	op, right := Operation{Rule: s.conn.grant(n).rule, Entity: n.name, Name: "attach-sender"}, Send
+	if a.role == roleReceiver {
+		op.Name, right = "attach-receiver", Listen
+	}
+	p = s.conn.may(n, right)
+	op.Refused = p != nil
+	s.conn.bus.operations.note(op)
+	switch {
+	case p != nil:
+		return nil, p
 	case a.role == roleSender:
 		return &inLink{end: e, credit: senderCredit, deliveryCount: a.initialCount}, nil
 	}

@@ -23,6 +23,13 @@ func (m management) serve(c *conn, r request) reply {
 	}
 	body, _ := r.Value.(map[string]any)
 	op, _ := strings.CutPrefix(r.operation(), "com.microsoft:")
+	asked := Operation{Rule: c.grant(m.node).rule, Entity: m.node.name, Name: r.operation()}
+	if p := c.may(m.node, Listen); p != nil { // none of those below takes another right
+		asked.Refused = true
+		c.bus.operations.note(asked)
+		return reply{status: 401, description: p.description, condition: p.condition}
+	}
+	c.bus.operations.note(asked)
 	if s := m.node.store; s != nil {
 		switch op {
 		case "renew-lock":

@@ -53,7 +53,7 @@ func (c *conn) resolve(address string) (service, *node, *problem) {
 	if p == nil {
 		p = c.bus.faults.refuseLink(n.name)
 	}
-	if p == nil && c.bus.key != "" && !c.granted[n] {
+	if p == nil && c.grant(n).rights == 0 {
 		p = problemf("amqp:unauthorized-access", "Unauthorized access. A token for '%s' is required.", n.name)
 	}
 	switch {
