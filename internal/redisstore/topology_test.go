@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -165,11 +166,14 @@ func listsFollowed(t *testing.T, s *redisstore.Store, in *inbox, sequence int64)
 	})
 }
 
+// It takes the commands of deploy/redis/users.acl and those that it names for a Cluster.
 func TestClusterSpreadsInstances(t *testing.T) {
+	users := slices.Concat(storetest.Administrator(), []string{"--user", "default", "on", "nopass", "~statusrelay:*", "resetchannels", "&statusrelay:*"},
+		storetest.ShippedCommands(t), []string{"+cluster|slots", "+command", "+asking"})
 	var nodes []*storetest.Redis
 	for range 2 {
 		_, bus, _ := net.SplitHostPort(storetest.FreeAddr(t))
-		nodes = append(nodes, storetest.StartRedis(t, "--cluster-enabled", "yes", "--cluster-port", bus))
+		nodes = append(nodes, storetest.StartRedis(t, append([]string{"--cluster-enabled", "yes", "--cluster-port", bus}, users...)...))
 	}
 	nodes[0].Do("CLUSTER", "ADDSLOTSRANGE", "0", "8191")
 	nodes[1].Do("CLUSTER", "ADDSLOTSRANGE", "8192", "16383")
@@ -218,6 +222,9 @@ func TestClusterSpreadsInstances(t *testing.T) {
 		})
 	}
 	for _, n := range nodes {
+		if log := n.Do("ACL", "LOG"); log != "" {
+			t.Errorf("refused:\n%s", log)
+		}
 		names := n.Do("KEYS", "*")
 		if !strings.Contains(names, "statusrelay:{") {
 			t.Error("a node has no instance: the hash tag is the same for all")
