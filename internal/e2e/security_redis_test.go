@@ -130,6 +130,13 @@ func TestR2RelayRunsUnderTheShippedACL(t *testing.T) {
 		t.Errorf("refused to the relay:\n%s", log)
 	}
 
+	used := w.redis.Do("INFO", "commandstats")
+	for _, rule := range storetest.ShippedCommands(t)[1:] { // after -@all
+		if !strings.Contains(used, "\ncmdstat_"+rule[1:]+":") {
+			t.Errorf("%s was not needed", rule)
+		}
+	}
+
 	refuses(w, password)
 	if anybody := redis.NewClient(&redis.Options{Addr: w.redis.Addr, MaxRetries: -1}); anybody.Ping(w.ctx).Err() == nil {
 		t.Error("Redis answers who has not logged in")
