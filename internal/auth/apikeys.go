@@ -44,10 +44,10 @@ type APIKey struct {
 
 // ParseAPIKeys reads a file of API keys (docs/api-keys.md). Its error is a *FileError with every mistake.
 func ParseAPIKeys(file []byte) ([]APIKey, error) {
-	var f keyFile
+	var f listFile
 	var keys []APIKey
 	ids, hashes := map[string]bool{}, map[[sha256.Size]byte]bool{}
-	for _, entry := range f.read(file) {
+	for _, entry := range f.read(file, "keys") {
 		members := f.members(entry, "id", "hash", "claims", "rights", "hubs", "expires")
 		var k APIKey
 		if n, ok := f.required(entry, members, "id"); ok {
@@ -80,7 +80,7 @@ func ParseAPIKeys(file []byte) ([]APIKey, error) {
 	return keys, nil
 }
 
-func (f *keyFile) hash(n *yaml.Node, taken map[[sha256.Size]byte]bool) (hash [sha256.Size]byte) {
+func (f *listFile) hash(n *yaml.Node, taken map[[sha256.Size]byte]bool) (hash [sha256.Size]byte) {
 	text, ok := f.text(n)
 	if !ok {
 		return hash
@@ -99,7 +99,7 @@ func (f *keyFile) hash(n *yaml.Node, taken map[[sha256.Size]byte]bool) (hash [sh
 	return hash
 }
 
-func (f *keyFile) rights(n *yaml.Node) (rights []Right) {
+func (f *listFile) rights(n *yaml.Node) (rights []Right) {
 	for _, item := range f.list(n) {
 		text, ok := f.text(item)
 		switch right := Right(text); {
@@ -118,7 +118,7 @@ func (f *keyFile) rights(n *yaml.Node) (rights []Right) {
 	return rights
 }
 
-func (f *keyFile) hubs(n *yaml.Node) (hubs []string) {
+func (f *listFile) hubs(n *yaml.Node) (hubs []string) {
 	for _, item := range f.list(n) {
 		hub, ok := f.text(item)
 		if !ok {
@@ -139,7 +139,7 @@ func (f *keyFile) hubs(n *yaml.Node) (hubs []string) {
 	return hubs
 }
 
-func (f *keyFile) time(n *yaml.Node) time.Time {
+func (f *listFile) time(n *yaml.Node) time.Time {
 	text, ok := f.text(n)
 	if !ok {
 		return time.Time{}

@@ -72,10 +72,10 @@ type LinkKey struct {
 // ParseLinkKeys reads a file of link keys (docs/links.md). read reads the files that it names. Its error is a *FileError with
 // every mistake; the error of read is in it, the content of no file is.
 func ParseLinkKeys(file []byte, read func(path string) ([]byte, error)) ([]LinkKey, error) {
-	var f keyFile
+	var f listFile
 	var keys []LinkKey
 	ids := map[string]bool{}
-	for _, entry := range f.read(file) {
+	for _, entry := range f.read(file, "keys") {
 		members := f.members(entry, "id", "key", "key_file")
 		var k LinkKey
 		if n, ok := f.required(entry, members, "id"); ok {

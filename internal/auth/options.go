@@ -15,10 +15,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Options configure a Verifier. Only Issuers is required.
+// Options configure a Verifier. Only Issuers is required, or NoIssuers.
 type Options struct {
 	// Issuers are the identity providers whose tokens are accepted.
 	Issuers []Issuer
+
+	// NoIssuers allows Issuers to be empty, where other credentials than tokens are accepted: every token is refused then.
+	// It has to be said, since a list that was lost on the way is empty, too.
+	NoIssuers bool
 
 	// ClockSkew is by how much this clock and an issuer's may differ: a token is accepted that much before its nbf
 	// and after its exp. Default 30 s, at most 60 s.
@@ -68,7 +72,8 @@ type Issuer struct {
 	JWKSURL string
 
 	// KeyIssuers are what the "issuer" member that Entra adds to its keys may say, once the token's tid has taken the
-	// place of a "{tenantid}" in it. Keys without that member are not affected. Default: URL.
+	// place of a "{tenantid}" in it. Keys without that member are not affected. Default: URL; if that is one of the two
+	// issuers of an Entra tenant, both, since they share their keys and a key names one of the two.
 	KeyIssuers []string
 
 	// RequireOneOf names claims of which a token must have one that is not empty. With Entra, "scp" and "roles" tell an
@@ -83,20 +88,33 @@ type Issuer struct {
 // the API is registered and not on us. The tenant must be its GUID, since that is what tokens carry; audiences are the
 // API's client id (version 2, and version 1 if so registered) and its application id URI (version 1).
 func Entra(tenant string, audiences ...string) []Issuer {
+	url1, url2 := entraURLs(tenant)
 	v1 := Issuer{
-		URL:          "https://sts.windows.net/" + tenant + "/",
+		URL:          url1,
 		JWKSURL:      "https://login.microsoftonline.com/" + tenant + "/discovery/keys",
 		Audiences:    audiences,
 		Algorithms:   []string{"RS256"},
 		RequireOneOf: []string{"scp", "roles"},
 	}
 	v2 := v1
-	v2.URL = "https://login.microsoftonline.com/" + tenant + "/v2.0"
+	v2.URL = url2
 	v2.JWKSURL = "https://login.microsoftonline.com/" + tenant + "/discovery/v2.0/keys"
-	// The two versions share their keys, and a key names one of the two issuers.
-	v1.KeyIssuers = []string{v1.URL, v2.URL}
-	v2.KeyIssuers = v1.KeyIssuers
 	return []Issuer{v1, v2}
+}
+
+// entraURLs are the issuers of the version 1 and the version 2 tokens of a tenant.
+func entraURLs(tenant string) (v1, v2 string) {
+	return "https://sts.windows.net/" + tenant + "/", "https://login.microsoftonline.com/" + tenant + "/v2.0"
+}
+
+// keyIssuers are the issuers that the keys of an issuer may name, by its URL.
+func keyIssuers(url string) []string {
+	for segment := range strings.SplitSeq(url, "/") { // one of them is the tenant
+		if v1, v2 := entraURLs(segment); segment != "" && (url == v1 || url == v2) {
+			return []string{v1, v2}
+		}
+	}
+	return []string{url}
 }
 
 // algorithms are all that can be configured. Symmetric ones and "none" have no place where keys are public.
@@ -140,7 +158,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 
-	if len(o.Issuers) == 0 {
+	if len(o.Issuers) == 0 && !o.NoIssuers {
 		complain("Issuers: there is none")
 	}
 	seen := make(map[string]bool)
@@ -163,11 +181,8 @@ func (is Issuer) withDefaults() (Issuer, error) {
 	var wrong []error
 	complain := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }
 
-	if err := checkEndpoint(is.URL, true); err != nil {
+	if err := checkIssuer(is.URL); err != nil {
 		complain("URL: %w", err)
-	}
-	if strings.ContainsAny(is.URL, "?#") {
-		complain("URL: an issuer has no query and no fragment")
 	}
 	if is.JWKSURL != "" {
 		if err := checkEndpoint(is.JWKSURL, true); err != nil {
@@ -188,17 +203,35 @@ func (is Issuer) withDefaults() (Issuer, error) {
 		is.Algorithms = []string{string(jose.RS256), string(jose.ES256)}
 	}
 	for _, name := range is.Algorithms {
-		if !slices.Contains(algorithms(), jose.SignatureAlgorithm(name)) {
-			complain("Algorithms: %q is not one of %v", name, algorithms())
+		if err := checkAlgorithm(name); err != nil {
+			complain("Algorithms: %q is %w", name, err)
 		}
 	}
 
 	is.KeyIssuers = slices.Clone(is.KeyIssuers)
 	if len(is.KeyIssuers) == 0 {
-		is.KeyIssuers = []string{is.URL}
+		is.KeyIssuers = keyIssuers(is.URL)
 	}
 	is.RequireOneOf = slices.Clone(is.RequireOneOf)
 	return is, errors.Join(wrong...)
+}
+
+// checkIssuer says what is wrong with the URL of an issuer.
+func checkIssuer(raw string) error {
+	if err := checkEndpoint(raw, true); err != nil {
+		return err
+	}
+	if strings.ContainsAny(raw, "?#") {
+		return errors.New("an issuer has no query and no fragment")
+	}
+	return nil
+}
+
+func checkAlgorithm(name string) error {
+	if !slices.Contains(algorithms(), jose.SignatureAlgorithm(name)) {
+		return fmt.Errorf("not one of %v", algorithms())
+	}
+	return nil
 }
 
 // checkEndpoint says what is wrong with fetching keys from a URL. plain allows http, but to this machine only.

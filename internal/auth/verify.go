@@ -87,12 +87,13 @@ func New(o Options) (*Verifier, error) {
 }
 
 // Run fetches every issuer's keys now and then before they are due, so that no request has to wait for them. It returns nil
-// when ctx ends.
+// when ctx ends, and not before, with or without issuers.
 func (v *Verifier) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	for _, s := range v.sources {
 		running.Go(func() { s.run(ctx) })
 	}
+	<-ctx.Done()
 	running.Wait()
 	return nil
 }

@@ -16,12 +16,12 @@ import (
 )
 
 const (
-	maxKeyFile    = 4 << 20 // bytes
-	maxKeysInFile = 10_000
-	maxKeyName    = 64 // bytes of the id of an API key or a link key
+	maxListFile = 4 << 20 // bytes
+	maxEntries  = 10_000
+	maxKeyName  = 64 // bytes of the id of an API key or a link key
 )
 
-// A Mistake is one thing that is wrong with a file of keys.
+// A Mistake is one thing that is wrong with a file of keys or of issuers.
 type Mistake struct {
 	Line, Column int // 1-based
 	Text         string
@@ -31,7 +31,7 @@ func (m Mistake) String() string {
 	return fmt.Sprintf("line %d, column %d: %s", m.Line, m.Column, m.Text)
 }
 
-// A FileError has every mistake of a file of keys, in the order of their places. It repeats no value of the file, since a
+// A FileError has every mistake of such a file, in the order of their places. It repeats no value of the file, since a
 // secret may stand wherever it does not belong. A file that is not YAML has one mistake: what follows it cannot be read.
 type FileError struct{ Mistakes []Mistake }
 
@@ -46,16 +46,16 @@ func (e *FileError) Error() string {
 // Discreet is Error, which never quotes the file.
 func (e *FileError) Discreet() string { return e.Error() }
 
-// A keyFile is a YAML file under way: "keys:" and a list of mappings. Values stand where they are used: there are no
+// A listFile is a YAML file under way: one member, such as "keys:", that is a list of mappings. Values stand where they are used: there are no
 // aliases, merges and tags, and so nothing to expand.
-type keyFile struct{ wrong []Mistake }
+type listFile struct{ wrong []Mistake }
 
-func (f *keyFile) complain(at *yaml.Node, format string, args ...any) {
+func (f *listFile) complain(at *yaml.Node, format string, args ...any) {
 	f.wrong = append(f.wrong, Mistake{max(at.Line, 1), max(at.Column, 1), fmt.Sprintf(format, args...)})
 }
 
 // err returns what was found wrong as a *FileError, or nil.
-func (f *keyFile) err() error {
+func (f *listFile) err() error {
 	if len(f.wrong) == 0 {
 		return nil
 	}
@@ -67,18 +67,18 @@ func (f *keyFile) err() error {
 
 var lineOfError = regexp.MustCompile(`line ([0-9]+)`)
 
-// read returns the entries of a file. Nothing is to be made of them when it has found mistakes.
-func (f *keyFile) read(file []byte) []*yaml.Node {
+// read returns the entries of a file's only member. Nothing is to be made of them when it has found mistakes.
+func (f *listFile) read(file []byte, member string) []*yaml.Node {
 	start := &yaml.Node{}
-	if len(file) > maxKeyFile {
-		f.complain(start, "larger than %d bytes", maxKeyFile)
+	if len(file) > maxListFile {
+		f.complain(start, "larger than %d bytes", maxListFile)
 		return nil
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(file))
 	var document yaml.Node
 	switch err := decoder.Decode(&document); {
 	case errors.Is(err, io.EOF):
-		f.complain(start, "the file is empty: without any key it is 'keys: []'")
+		f.complain(start, "the file is empty: it begins with '%s:'", member)
 		return nil
 	case err != nil: // its text may quote the file
 		if m := lineOfError.FindStringSubmatch(err.Error()); m != nil {
@@ -91,23 +91,23 @@ func (f *keyFile) read(file []byte) []*yaml.Node {
 		f.complain(start, "more than one YAML document, or something that is none")
 	}
 	root := document.Content[0]
-	list := f.members(root, "keys")["keys"]
+	list := f.members(root, member)[member]
 	if list == nil {
 		if root.Kind == yaml.MappingNode {
-			f.complain(root, "keys missing here")
+			f.complain(root, "%s missing here", member)
 		}
 		return nil
 	}
 	entries := f.list(list)
-	if len(entries) > maxKeysInFile {
-		f.complain(list, "more than %d keys", maxKeysInFile)
+	if len(entries) > maxEntries {
+		f.complain(list, "more than %d %s", maxEntries, member)
 		return nil
 	}
 	return entries
 }
 
 // members returns the members of a mapping, of which there are no others than those that are known.
-func (f *keyFile) members(n *yaml.Node, known ...string) map[string]*yaml.Node {
+func (f *listFile) members(n *yaml.Node, known ...string) map[string]*yaml.Node {
 	if n.Kind != yaml.MappingNode {
 		f.complain(n, "%s where a mapping belongs", kindOf(n))
 		return nil
@@ -130,7 +130,7 @@ func (f *keyFile) members(n *yaml.Node, known ...string) map[string]*yaml.Node {
 }
 
 // name returns the key of a mapping's member that is a text, and not there yet.
-func (f *keyFile) name(n *yaml.Node, taken map[string]*yaml.Node) (string, bool) {
+func (f *listFile) name(n *yaml.Node, taken map[string]*yaml.Node) (string, bool) {
 	name, ok := f.text(n)
 	if _, twice := taken[name]; ok && twice {
 		f.complain(n, "a second time in this mapping")
@@ -140,7 +140,7 @@ func (f *keyFile) name(n *yaml.Node, taken map[string]*yaml.Node) (string, bool)
 }
 
 // required returns a member, and complains of one that is not there.
-func (f *keyFile) required(entry *yaml.Node, members map[string]*yaml.Node, name string) (*yaml.Node, bool) {
+func (f *listFile) required(entry *yaml.Node, members map[string]*yaml.Node, name string) (*yaml.Node, bool) {
 	n, ok := members[name]
 	if !ok && members != nil {
 		f.complain(entry, "%s missing here", name)
@@ -148,7 +148,7 @@ func (f *keyFile) required(entry *yaml.Node, members map[string]*yaml.Node, name
 	return n, ok
 }
 
-func (f *keyFile) list(n *yaml.Node) []*yaml.Node {
+func (f *listFile) list(n *yaml.Node) []*yaml.Node {
 	if n.Kind != yaml.SequenceNode {
 		f.complain(n, "%s where a list belongs", kindOf(n))
 		return nil
@@ -157,7 +157,7 @@ func (f *keyFile) list(n *yaml.Node) []*yaml.Node {
 }
 
 // text returns a text, to which belongs what YAML might take for a time and JSON would not.
-func (f *keyFile) text(n *yaml.Node) (string, bool) {
+func (f *listFile) text(n *yaml.Node) (string, bool) {
 	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!str" && n.ShortTag() != "!!timestamp" {
 		f.complain(n, "%s where a text belongs", kindOf(n))
 		return "", false
@@ -165,8 +165,36 @@ func (f *keyFile) text(n *yaml.Node) (string, bool) {
 	return n.Value, true
 }
 
+// some returns the texts of a list, of which there is at least one, and none twice. check says what is wrong with one.
+func (f *listFile) some(n *yaml.Node, check func(string) error) (texts []string) {
+	for _, item := range f.list(n) {
+		text, ok := f.text(item)
+		if !ok {
+			continue
+		}
+		if err := check(text); err != nil {
+			f.complain(item, "%v", err)
+		}
+		if slices.Contains(texts, text) {
+			f.complain(item, "a second time in this list")
+		}
+		texts = append(texts, text)
+	}
+	if n.Kind == yaml.SequenceNode && len(n.Content) == 0 {
+		f.complain(n, "nothing in this list") // none, all, or the default: nobody knows what is meant
+	}
+	return texts
+}
+
+func (f *listFile) boolean(n *yaml.Node) (b bool) {
+	if n.Kind != yaml.ScalarNode || n.ShortTag() != "!!bool" || n.Decode(&b) != nil {
+		f.complain(n, "%s where true or false belongs", kindOf(n))
+	}
+	return b
+}
+
 // id returns the id of an entry, which no other may have.
-func (f *keyFile) id(n *yaml.Node, taken map[string]bool) string {
+func (f *listFile) id(n *yaml.Node, taken map[string]bool) string {
 	id, ok := f.text(n)
 	if !ok {
 		return ""
@@ -189,7 +217,7 @@ func checkKeyName(id string) error {
 }
 
 // claim returns a value as decodeClaims would have read it from JSON.
-func (f *keyFile) claim(n *yaml.Node) (value any) {
+func (f *listFile) claim(n *yaml.Node) (value any) {
 	switch n.Kind {
 	case yaml.MappingNode:
 		members := make(map[string]any, len(n.Content)/2)
@@ -214,7 +242,7 @@ func (f *keyFile) claim(n *yaml.Node) (value any) {
 	return nil
 }
 
-func (f *keyFile) scalar(n *yaml.Node) any {
+func (f *listFile) scalar(n *yaml.Node) any {
 	switch n.ShortTag() {
 	case "!!null":
 		return nil
