@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -46,6 +47,24 @@ issuers:
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+// The example of the document is a good file, and shows every member.
+func TestDocumentedIssuersAreGood(t *testing.T) {
+	document, err := os.ReadFile("../../docs/authentication.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(document), "\n```yaml\n")
+	file, _, _ := strings.Cut(rest, "\n```")
+	all := auth.Issuer{}
+	for _, is := range issuersOf(t, file) {
+		all.Algorithms, all.JWKSURL = append(all.Algorithms, is.Algorithms...), all.JWKSURL+is.JWKSURL
+		all.RequireOneOf, all.OptionalNotBefore = append(all.RequireOneOf, is.RequireOneOf...), all.OptionalNotBefore || is.OptionalNotBefore
+	}
+	if all.Algorithms == nil || all.JWKSURL == "" || all.RequireOneOf == nil || !all.OptionalNotBefore {
+		t.Errorf("the example shows only %+v", all)
 	}
 }
 
