@@ -122,3 +122,29 @@ func TestU6FilesOfKeysAreChecked(t *testing.T) {
 		}
 	}
 }
+
+// The file of issuers is a setting like any other, and needs neither other issuers nor auth.audiences.
+func TestFileOfIssuersIsChecked(t *testing.T) {
+	policy := write(t, "policy.yaml", "version: 1\nhubs: {\"*\": {orchestrators: {\"*\": {audiences: []}}}}\n")
+	good := "policy: " + policy + "\nlisten: 127.0.0.1:0\nprivate_listen: 127.0.0.1:0\n"
+	issuers := write(t, "issuers.yaml", "issuers: [{url: https://issuer.example, audiences: [statusrelay]}]\n")
+	bad := write(t, "bad.yaml", "issuers: [{url: https://issuer.example, audience: ["+canary+"]}]\n")
+	for name, c := range map[string]struct {
+		env, yaml string
+		args      []string
+		want      string // empty: valid
+	}{
+		"variable":   {env: "STATUSRELAY_AUTH_ISSUERS_FILE=" + issuers},
+		"flag":       {args: []string{"--auth-issuers-file", issuers}},
+		"key":        {yaml: "auth: {issuers_file: " + issuers + "}\n"},
+		"bad":        {env: "STATUSRELAY_AUTH_ISSUERS_FILE=" + bad, want: "auth.issuers_file " + bad + ": line 1, column 11: audiences missing"},
+		"the same":   {env: "STATUSRELAY_AUTH_ISSUERS_FILE=" + issuers, yaml: "auth: {issuers: [https://issuer.example], audiences: [a]}\n", want: "configured elsewhere"},
+		"not at all": {want: "auth.issuers: required"},
+	} {
+		args := append([]string{"check-config", "--config", write(t, "relay.yaml", good+c.yaml)}, c.args...)
+		_, stderr, code := run(t, []string{connectionString, c.env}, args...)
+		if (code == 0) != (c.want == "") || !strings.Contains(stderr, c.want) || strings.Contains(stderr, canary) {
+			t.Errorf("%s: got code %d, %q; want %q", name, code, stderr, c.want)
+		}
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"statusrelay/internal/auth"
 	"statusrelay/internal/auth/devissuer"
 	"statusrelay/internal/devbus"
 	"statusrelay/internal/notifier"
@@ -134,6 +135,36 @@ func (w *world) until(what string, cond func() bool) {
 }
 
 const accepted = `202 {"accepted":1}`
+
+// A notifier with API keys needs no issuer: it is ready, accepts the keys, and no token.
+func TestAPIKeysNeedNoIssuer(t *testing.T) {
+	key, kept, err := auth.NewAPIKey(auth.APIKey{ID: "worker", Rights: []auth.Right{auth.Publish}, Claims: map[string]any{"roles": []any{"publisher"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "keys.yaml")
+	if err := os.WriteFile(file, []byte("keys:\n"+kept.Entry()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := start(t, time.Second, func(c *notifier.Config, _ *notifier.Options) {
+		c.Auth.Issuers, c.Auth.Audiences, c.Auth.APIKeys = nil, nil, file
+	})
+	ready, err := http.Get("http://" + w.n.PrivateAddr().String() + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ready.Body.Close()
+	if ready.StatusCode != http.StatusOK {
+		t.Errorf("readiness: got %d", ready.StatusCode)
+	}
+	if got := w.post("by token"); !strings.HasPrefix(got, "401 ") {
+		t.Errorf("a token: got %s", got)
+	}
+	w.token = key
+	if got := w.post("by key"); got != accepted {
+		t.Errorf("the key: got %s", got)
+	}
+}
 
 // A notifier that is told to stop while a request waits for the broker is unready
 // at once, answers the request, and then ends.

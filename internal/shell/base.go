@@ -62,11 +62,12 @@ type loaded struct {
 	policy             *Loaded[*policy.Policy]
 	public, privateTLS *Loaded[*tls.Certificate]
 	apiKeys            *auth.APIKeys
+	issuers            []auth.Issuer // with those that no file has
 }
 
 // load reads them all, so that every mistake in them is told at once.
 func (c BaseConfig) load(f *Files, log *slog.Logger, withPolicy bool) (l loaded, err error) {
-	var errs [4]error
+	var errs [5]error
 	if withPolicy {
 		l.policy, errs[0] = LoadFile(f, "policy", c.Policy, func(text []byte) (*policy.Policy, error) {
 			p, err := policy.Parse(text)
@@ -85,6 +86,7 @@ func (c BaseConfig) load(f *Files, log *slog.Logger, withPolicy bool) (l loaded,
 	if c.Auth.APIKeys != "" {
 		l.apiKeys, errs[3] = LoadAPIKeys(f, c.Auth.APIKeys)
 	}
+	l.issuers, errs[4] = c.Auth.all()
 	return l, errors.Join(errs[:]...)
 }
 
@@ -132,7 +134,9 @@ func NewBase(ctx context.Context, c BaseConfig, g Given) (_ *Base, err error) {
 	if b.policy = files.policy; g.Policy != nil {
 		b.policy = Fixed(g.Policy.WithLogger(b.Log))
 	}
-	if b.Verifier, err = c.Auth.Verifier(b.Log, b.Metrics); err != nil {
+	o := c.Auth.options(files.issuers)
+	o.Logger, o.Metrics = b.Log, b.Metrics
+	if b.Verifier, err = auth.New(o); err != nil {
 		return nil, fmt.Errorf("auth: %w", err)
 	}
 	return b, b.listen(ctx, c, files)

@@ -13,10 +13,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"statusrelay/internal/auth"
 	"statusrelay/internal/policy"
@@ -42,9 +41,10 @@ func (l Log) Validate() error {
 type Auth struct {
 	Issuers           []string      `koanf:"issuers" usage:"issuers whose tokens are accepted, each exactly as in the token's iss"`
 	EntraTenant       string        `koanf:"entra_tenant" usage:"Microsoft Entra tenant (GUID): accepts its version 1 and version 2 tokens"`
-	Audiences         []string      `koanf:"audiences" usage:"what a token's aud must name: this service"`
-	Algorithms        []string      `koanf:"algorithms" usage:"signature algorithms of tokens, asymmetric ones only"`
-	OptionalNotBefore bool          `koanf:"optional_not_before" usage:"accept tokens without nbf, which several providers leave out"`
+	IssuersFile       string        `koanf:"issuers_file" usage:"path of the file of further issuers, each with audiences, algorithms and rules of its own; read at the start only"`
+	Audiences         []string      `koanf:"audiences" usage:"what the aud of a token must name, unless its issuer is from the file: this service"`
+	Algorithms        []string      `koanf:"algorithms" usage:"signature algorithms of the tokens of auth.issuers, asymmetric ones only"`
+	OptionalNotBefore bool          `koanf:"optional_not_before" usage:"accept tokens of auth.issuers without nbf, which several providers leave out"`
 	ClockSkew         time.Duration `koanf:"clock_skew" usage:"by how much an issuer's clock may differ, at most 1m"`
 	KeyGrace          time.Duration `koanf:"key_grace" usage:"how long known keys keep working while an issuer's endpoint is down"`
 	APIKeys           string        `koanf:"api_keys" usage:"path of the file of API keys, which are accepted where tokens are; read again when it changes"`
@@ -55,10 +55,8 @@ func DefaultAuth() Auth {
 	return Auth{Algorithms: []string{"RS256", "ES256"}, ClockSkew: 30 * time.Second, KeyGrace: 24 * time.Hour}
 }
 
-// Verifier returns the verifier of the configured issuers' tokens, or every
-// mistake.
-func (a Auth) Verifier(log *slog.Logger, metrics prometheus.Registerer) (*auth.Verifier, error) {
-	var issuers []auth.Issuer
+// configured are the issuers without those of the file.
+func (a Auth) configured() (issuers []auth.Issuer) {
 	for _, url := range a.Issuers {
 		issuers = append(issuers, auth.Issuer{
 			URL: url, Audiences: a.Audiences, Algorithms: a.Algorithms, OptionalNotBefore: a.OptionalNotBefore,
@@ -67,26 +65,48 @@ func (a Auth) Verifier(log *slog.Logger, metrics prometheus.Registerer) (*auth.V
 	if a.EntraTenant != "" {
 		issuers = append(issuers, auth.Entra(a.EntraTenant, a.Audiences...)...)
 	}
-	return auth.New(auth.Options{
-		Issuers: issuers, ClockSkew: a.ClockSkew, KeyGrace: a.KeyGrace, Logger: log, Metrics: metrics,
-	})
+	return issuers
 }
 
-// Validate reports every mistake.
+// all are the issuers with those of the file. That is no file to be read again: the
+// counters of an issuer, and what fetches its keys, are there from the start.
+func (a Auth) all() ([]auth.Issuer, error) {
+	issuers := a.configured()
+	if a.IssuersFile == "" {
+		return issuers, nil
+	}
+	text, err := os.ReadFile(a.IssuersFile)
+	if err != nil {
+		return nil, fmt.Errorf("auth.issuers_file: %w", err)
+	}
+	further, err := auth.ParseIssuers(text, issuers)
+	if err != nil {
+		return nil, fmt.Errorf("auth.issuers_file %s: %w", a.IssuersFile, err)
+	}
+	return append(issuers, further...), nil
+}
+
+// options are those of the verifier of the issuers' tokens.
+func (a Auth) options(issuers []auth.Issuer) auth.Options {
+	return auth.Options{
+		Issuers: issuers, NoIssuers: a.APIKeys != "", ClockSkew: a.ClockSkew, KeyGrace: a.KeyGrace,
+	}
+}
+
+// Validate reports every mistake but those in files.
 func (a Auth) Validate() error {
-	var errs []error
-	if len(a.Issuers) == 0 && a.EntraTenant == "" {
-		errs = append(errs, errors.New("auth.issuers: required unless auth.entra_tenant is set"))
+	o := a.options(a.configured())
+	switch {
+	case len(o.Issuers) > 0 && len(a.Audiences) == 0:
+		return errors.New("auth.audiences: required with auth.issuers and auth.entra_tenant")
+	case len(o.Issuers) == 0 && a.IssuersFile == "" && a.APIKeys == "":
+		return errors.New("auth.issuers: required, with auth.audiences, unless auth.entra_tenant, auth.issuers_file or auth.api_keys is set")
 	}
-	if len(a.Audiences) == 0 {
-		errs = append(errs, errors.New("auth.audiences: required"))
+	o.NoIssuers = true // here
+	if _, err := auth.New(o); err != nil {
+		return fmt.Errorf("auth: %w", err)
 	}
-	if len(errs) == 0 {
-		if _, err := a.Verifier(nil, nil); err != nil {
-			errs = append(errs, fmt.Errorf("auth: %w", err))
-		}
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // ServiceBus says which namespace to use.

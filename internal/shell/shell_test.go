@@ -41,7 +41,16 @@ func TestAuthWantsIssuersAndAudiences(t *testing.T) {
 	}{
 		{func(*shell.Auth) {}, nil},
 		{func(a *shell.Auth) { a.Issuers, a.EntraTenant = nil, "11111111-2222-3333-4444-555555555555" }, nil},
-		{func(a *shell.Auth) { a.Issuers, a.Audiences = nil, nil }, []string{"auth.issuers", "auth.audiences"}},
+		{func(a *shell.Auth) { a.Issuers, a.Audiences = nil, nil }, []string{"auth.issuers", "auth.audiences", "auth.entra_tenant", "auth.issuers_file", "auth.api_keys"}},
+		{func(a *shell.Auth) { a.Audiences = nil }, []string{"auth.audiences"}},
+		{func(a *shell.Auth) { a.Audiences, a.IssuersFile, a.APIKeys = nil, "issuers.yaml", "keys.yaml" }, []string{"auth.audiences"}},
+		{func(a *shell.Auth) {
+			a.Issuers, a.EntraTenant, a.Audiences, a.IssuersFile = nil, "11111111-2222-3333-4444-555555555555", nil, "issuers.yaml"
+		}, []string{"auth.audiences"}},
+		{func(a *shell.Auth) { a.Issuers, a.Audiences, a.IssuersFile = nil, nil, "issuers.yaml" }, nil},
+		{func(a *shell.Auth) { a.Issuers, a.Audiences, a.APIKeys = nil, nil, "keys.yaml" }, nil},
+		{func(a *shell.Auth) { a.Issuers, a.Audiences, a.APIKeys, a.ClockSkew = nil, nil, "keys.yaml", time.Hour }, []string{"ClockSkew"}},
+		{func(a *shell.Auth) { a.Issuers = append(a.Issuers, a.Issuers...) }, []string{"https://issuer.example", "twice"}},
 		{func(a *shell.Auth) { a.Algorithms = []string{"HS256"} }, []string{"HS256"}},
 		{func(a *shell.Auth) { a.ClockSkew = time.Hour }, []string{"auth"}},
 	} {
