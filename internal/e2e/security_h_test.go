@@ -248,7 +248,7 @@ func TestH2AnswersAreTheirCallersOwn(t *testing.T) {
 			t.Errorf("%s %s: no nosniff", c.method, c.path)
 		}
 	}
-	kept, err := os.MkdirTemp("", "cache") // not t.TempDir, which is for nobody but this user: workers of nginx are others
+	kept, err := os.MkdirTemp("", "cache") //nolint:usetesting // whose folder only this user can enter: workers of nginx are others
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -267,6 +267,8 @@ func (w *world) settled() {
 
 // logs is what the replicas log.
 type logs struct {
+	json bool // as programs write it if they are told to
+
 	mu   sync.Mutex
 	text bytes.Buffer
 }
@@ -278,7 +280,11 @@ func (l *logs) Write(b []byte) (int, error) {
 }
 
 func (l *logs) logger() *slog.Logger {
-	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	o := &slog.HandlerOptions{Level: slog.LevelDebug}
+	if l.json {
+		return slog.New(slog.NewJSONHandler(l, o))
+	}
+	return slog.New(slog.NewTextHandler(l, o))
 }
 
 func (l *logs) String() string {

@@ -2,6 +2,7 @@ package web_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -180,6 +181,58 @@ func TestDashboardOfACustomerGetsNothingHidden(t *testing.T) {
 		if strings.Contains(views, hidden) {
 			t.Errorf("a customer gets %s: %s", hidden, views)
 		}
+	}
+}
+
+// What a status says is shown as the text that it is, wherever it says it: nothing of it runs, loads or changes the page.
+func TestB5StatusIsShownAsText(t *testing.T) {
+	info, _ := stack(t, "127.0.0.1:0")
+	ctx, complaints := browser(t)
+	if err := chromedp.Do(ctx, chromedp.Navigate(info.Dashboard), until(live), until(shown+" === 5")); err != nil {
+		t.Fatal(errors.Join(err, errors.New(strings.Join(complaints(), "; "))))
+	}
+	const attack = `<img src=x onerror="window.attacked=1"><script>window.attacked=1</script><svg onload=window.attacked=1>` +
+		`</pre></template><a href="javascript:window.attacked=1">x</a>{{7*7}}${7*7}<style>*{display:none}</style>`
+	quoted, err := json.Marshal(attack)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := string(quoted)
+	id, err := json.Marshal(`<img src=x onerror=window.attacked=1>`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := `{"hub":"demo","instanceId":` + string(id) + `,"name":` + a + `,"runtimeStatus":"Failed","failure":{"type":` + a + `,"message":` + a + `},"output":{` + a + `:` + a + `},` +
+		`"labels":{"owner":` + a + `},"customStatus":{"step":` + a + `,"message":` + a + `,"percent":50,"segments":[{"name":` + a + `,"percent":` + a + `}],` + a + `:` + a + `}}`
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, info.Notifier+"/v1/updates", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+info.Tokens.Publisher)
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer.Body.Close()
+	if answer.StatusCode != http.StatusAccepted {
+		t.Fatalf("publishing was answered with %d", answer.StatusCode)
+	}
+	const card = `[...document.querySelectorAll(".card")].find((card) => card.querySelector("h2").textContent.includes("onerror"))`
+	if err := chromedp.Do(ctx, until(card+`?.querySelector("pre").textContent.includes("javascript:")`), until(card+`.querySelector(".message").textContent.includes("<img")`)); err != nil {
+		t.Fatalf("it is not shown: %v; %q", err, complaints())
+	}
+	for what, expression := range map[string]string{
+		"something ran":           `window.attacked !== undefined`,
+		"an image is in the page": card + `.querySelector("img, script, style, a, svg[onload]") !== null`,
+		"a handler is in it":      `document.querySelector("[onerror], [onload], [onclick]") !== null`,
+		"the page is hidden":      `getComputedStyle(document.body).display === "none"`,
+	} {
+		if got, err := chromedp.Run(ctx, chromedp.Evaluate[bool](expression)); err != nil || got {
+			t.Errorf("%s: %v, %v", what, got, err)
+		}
+	}
+	if c := complaints(); len(c) > 0 {
+		t.Errorf("the browser complained: %q", c)
 	}
 }
 
