@@ -98,15 +98,15 @@ func (v *Verifier) Run(ctx context.Context) error {
 	return nil
 }
 
-// Ready names the issuers of which no usable keys are at hand, and why, in an error that wraps status.ErrUnavailable.
-// It asks nobody, and so makes sense while Run runs.
+// Ready is nil while the keys of any issuer are at hand. Otherwise it names every issuer and why there are none, in an error
+// that wraps status.ErrUnavailable. It asks nobody, and so makes sense while Run runs.
 func (v *Verifier) Ready() error {
 	var missing []error
 	now := v.now()
 	for _, s := range v.sources {
 		set := s.set.Load()
 		if s.usable(set, now) {
-			continue
+			return nil
 		}
 		cause := set.failure
 		if cause == nil {

@@ -20,6 +20,7 @@ import (
 
 	"statusrelay/internal/notifier"
 	"statusrelay/internal/relay"
+	"statusrelay/internal/settings"
 )
 
 // A door is a place where a token is shown.
@@ -707,4 +708,29 @@ func TestJ13IssuerThatIsDownFailsClosed(t *testing.T) {
 	if _, got := w.handshake(r, "", bearer(never.token(nil)), "status.v1.json"); got.code != http.StatusServiceUnavailable {
 		t.Errorf("a handshake got %d, want 503", got.code)
 	}
+	// A replica that can verify nobody's token is not ready, and says why, until its issuer is back.
+	back := w.provider()
+	back.serve(func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusBadGateway) })
+	c := relay.Defaults()
+	c.Listen, c.PrivateListen, c.DrainTimeout = "127.0.0.1:0", "127.0.0.1:0", 5*time.Second
+	c.Auth, c.Redis.Addrs, c.Subscription = w.auth(), []string{w.redis.Addr}, subscription
+	c.Auth.Issuers, c.ServiceBus.ConnectionString = []string{back.url}, settings.NewSecret(w.serviceBus)
+	alone, err := relay.New(w.ctx, c, relay.Options{Policy: w.policy(hiding), Logger: w.logs.logger()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.run(alone.Run)
+	readiness := func() (int, string) {
+		got, err := w.do(http.MethodGet, "http://"+alone.PrivateAddr().String()+"/readyz", "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.code, string(got.body)
+	}
+	w.until("it says that it has no keys", func() bool {
+		code, text := readiness()
+		return code == http.StatusServiceUnavailable && strings.Contains(text, "no token can be verified") && strings.Contains(text, back.url) && strings.Contains(text, "502")
+	})
+	back.serve(nil)
+	w.until("it is ready", func() bool { code, _ := readiness(); return code == http.StatusOK })
 }

@@ -245,6 +245,11 @@ func (r *Relay) ready(ctx context.Context) error {
 		return errors.New("the redis subscription does not deliver")
 	case !r.receiver.Ready():
 		return errors.New("the service bus subscription is not attached")
+	case r.APIKeys != nil || r.config.Links.Keys != "": // there are callers who need no issuer
+		return nil
+	}
+	if err := r.Verifier.Ready(); err != nil {
+		return fmt.Errorf("no token can be verified: %w", err)
 	}
 	return nil
 }
