@@ -35,16 +35,17 @@ var tree = []pkg{
 	{"auth/devissuer", "auth jose", ""},
 	{"reader", "policy hub auth", ""},
 	{"ingest", "wire policy rate", ""},
-	{"problem", "auth", ""},
+	{"limit", "lru rate", ""},
+	{"problem", "auth limit", ""},
 	{"documents", "schemas problem", ""},
 	{"apitest", "schemas openapi yaml jsonschema", ""}, // help for tests: none of the others may import it
 
 	// edges: one technology each
 	{"servicebus", "azservicebus azure amqp backoff uuid", ""},
-	{"redisstore", "go-redis lru", "miniredis"},
-	{"httpapi", "auth policy hub reader problem", "openapi"},
-	{"wsapi", "auth reader problem gorilla", ""},
-	{"ingestapi", "auth policy wire problem rate", "openapi"},
+	{"redisstore", "limit go-redis lru", "miniredis"},
+	{"httpapi", "auth policy hub reader limit problem", "openapi"},
+	{"wsapi", "auth reader limit problem gorilla", ""},
+	{"ingestapi", "auth policy wire limit problem", "openapi"},
 	{"bridge/*", "wire", ""},
 	{"web", "", "chromedp"},
 
@@ -58,7 +59,7 @@ var tree = []pkg{
 	{"settings", "cobra koanf yaml3", "yaml"},
 	{"telemetry", "", ""},
 	{"shell", "settings telemetry auth policy cobra", ""},
-	{"relay", "wire policy hub reader auth ingest problem documents servicebus redisstore httpapi wsapi web settings telemetry shell cors", ""},
+	{"relay", "wire policy hub reader auth ingest limit problem documents servicebus redisstore httpapi wsapi web settings telemetry shell cors", ""},
 	{"notifier", "wire policy auth problem documents servicebus ingestapi bridge/* settings telemetry shell", ""},
 	{"dev", "wire policy auth auth/devissuer devbus web settings telemetry shell relay notifier miniredis", ""},
 	{"cmd/relay", "auth settings telemetry shell relay dev cobra", ""},

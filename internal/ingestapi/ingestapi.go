@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"statusrelay/internal/auth"
+	"statusrelay/internal/limit"
 	"statusrelay/internal/policy"
 	"statusrelay/internal/problem"
 	"statusrelay/internal/status"
@@ -52,7 +53,7 @@ type Options struct {
 
 type api struct {
 	Options
-	callers *limiter
+	callers *limit.Buckets[string]
 	updates *prometheus.CounterVec
 }
 
@@ -70,16 +71,13 @@ func New(o Options) http.Handler {
 	if o.Rate == 0 {
 		o.Rate = 1000
 	}
-	if o.Burst == 0 {
-		o.Burst = max(int(2*o.Rate), 1)
-	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	a := &api{Options: o, callers: newLimiter(o.Rate, o.Burst), updates: prometheus.NewCounterVec(prometheus.CounterOpts{
+	a := &api{Options: o, callers: limit.New[string](limit.Rate{PerSecond: o.Rate, Burst: o.Burst}), updates: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "statusrelay_ingestapi_updates_total",
 		Help: "Updates by the status that they were answered with.",
 	}, []string{"code"})}
@@ -140,7 +138,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 		problem.Write(w, p)
 		return
 	}
-	if wait := a.callers.take(who.Issuer+" "+who.Subject, len(documents), a.Now()); wait > 0 {
+	if wait := a.callers.Take(who.Issuer+" "+who.Subject, len(documents), a.Now()); wait > 0 {
 		problem.Write(w, problem.TooMany(wait))
 		return
 	}

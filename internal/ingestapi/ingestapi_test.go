@@ -416,26 +416,6 @@ func TestRateIsPerCaller(t *testing.T) {
 	}
 }
 
-// Many callers do not make the limiter forget who is beyond its rate for as long as
-// others can be forgotten.
-func TestManyCallersAreBounded(t *testing.T) {
-	now := time.Unix(1_700_000_000, 0)
-	a := newAPI(t, func(o *ingestapi.Options) {
-		o.Rate, o.Burst, o.Now = 1, 1, func() time.Time { return now }
-	})
-	for i := range 9_999 {
-		a.post(fmt.Sprintf("caller-%d", i), `{"hub":"team","instanceId":"a"}`)
-	}
-	now = now.Add(time.Minute) // all of them could be forgotten
-	if w := a.post("team", `{"hub":"team","instanceId":"a"}`); w.Code != http.StatusAccepted {
-		t.Fatalf("got %d, want 202", w.Code)
-	}
-	a.post("one-too-many", `{"hub":"team","instanceId":"a"}`)
-	if w := a.post("team", `{"hub":"team","instanceId":"a"}`); w.Code != http.StatusTooManyRequests {
-		t.Errorf("got %d, want 429: the limiter has forgotten a caller in arrears", w.Code)
-	}
-}
-
 // The trace of the request is that of updates that have none of their own.
 func TestTraceOfTheRequestIsPassedOn(t *testing.T) {
 	const own, request = "00-11111111111111111111111111111111-1111111111111111-01", "00-22222222222222222222222222222222-2222222222222222-01"

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"statusrelay/internal/auth"
+	"statusrelay/internal/limit"
 	"statusrelay/internal/status"
 )
 
@@ -82,7 +83,10 @@ func Invalid(code int, field, detail string) Problem {
 // Of is the table from kind of error to answer.
 func Of(err error) Problem {
 	var invalid *status.InvalidError
+	var reached *limit.Error
 	switch {
+	case errors.As(err, &reached):
+		return TooMany(reached.RetryAfter)
 	case errors.As(err, &invalid):
 		if invalid.Reason == status.ReasonTooLarge {
 			p := named("too-large", http.StatusRequestEntityTooLarge, "The request is too large.")

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"statusrelay/internal/auth"
+	"statusrelay/internal/limit"
 	"statusrelay/internal/problem"
 	"statusrelay/internal/status"
 )
@@ -29,6 +30,7 @@ func TestEachKindOfErrorHasItsAnswer(t *testing.T) {
 		{auth.ErrExpired, 401, "token-expired", "WWW-Authenticate"},
 		{auth.ErrForbidden, 403, "forbidden", ""},
 		{status.ErrUnavailable, 503, "unavailable", "Retry-After"},
+		{&limit.Error{Limit: "secret", RetryAfter: time.Second}, 429, "too-many", "Retry-After"},
 		{errors.New("a secret"), 500, "internal", ""},
 	}
 	for _, tt := range tests {
