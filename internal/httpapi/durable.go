@@ -26,6 +26,9 @@ func (a *API) durable(w http.ResponseWriter, r *http.Request) (int, error) {
 		key.Hub = hub
 	}
 	who, err := a.authenticateDurable(r, query, key)
+	if err == nil {
+		err = a.rates.charge(who, requestCost)
+	}
 	if err != nil {
 		return 0, err
 	}

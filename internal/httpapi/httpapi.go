@@ -12,8 +12,8 @@
 // may not see is answered exactly like one that does not exist. Answers carry an ETag of what the caller sees, so that
 // If-None-Match is answered with 304 until that changes (RFC 9110 section 13.1.2), and may be kept but not used unasked
 // (Cache-Control: private, no-cache). While an instance runs, Retry-After follows the rate at which it really changes.
-// Who waits costs the store nothing and is bounded in number, per caller and in all. Errors are problem+json (package
-// problem).
+// Who waits costs the store nothing and is bounded in number, per caller and in all. Who asks too fast is told when to come
+// back, and is let in then; others are served meanwhile. Errors are problem+json (package problem).
 //
 // Use:
 //
@@ -29,6 +29,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,6 +38,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"statusrelay/internal/auth"
+	"statusrelay/internal/limit"
 	"statusrelay/internal/problem"
 	"statusrelay/internal/reader"
 	"statusrelay/internal/status"
@@ -72,6 +74,15 @@ type Options struct {
 	MaxStreams   int           // event streams at a time. Default 10,000
 	MaxPerCaller int           // of each of both. Default 100
 
+	// PerCaller bounds the requests of one caller. A list costs ten, a request that names several instances one for ten of them,
+	// whether at once or as a stream. Default: no limit
+	PerCaller limit.Rate
+	// PerAddress bounds the requests from one address, whoever sends them. Default: no limit
+	PerAddress limit.Rate
+	// Failures bounds the credentials from one address that prove nothing. While there are too many, nothing from there is let in,
+	// so that guessing is slow. It is shared by all who authenticate. Default: no limit
+	Failures *limit.Buckets[netip.Addr]
+
 	RetryMin, RetryMax time.Duration // bounds of Retry-After. Default 1 s, 1 min
 
 	Heartbeat    time.Duration // between comments in a stream at most; up to a quarter shorter at random. Default 15 s
@@ -86,6 +97,7 @@ type API struct {
 	o       Options
 	mux     *http.ServeMux
 	metrics *metrics
+	rates   rates
 	waiting *places // for long-polls
 	streams *places // for event streams
 	closing chan struct{}
@@ -107,8 +119,9 @@ func New(o Options) *API {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	a := &API{o: o, mux: http.NewServeMux(), metrics: newMetrics(o.Metrics), closing: make(chan struct{})}
-	a.waiting = newPlaces(o.MaxWaiting, o.MaxPerCaller, a.metrics.waiting)
-	a.streams = newPlaces(o.MaxStreams, o.MaxPerCaller, a.metrics.streams)
+	a.rates = rates{limit.New[caller](o.PerCaller), limit.New[netip.Addr](o.PerAddress), o.Failures}
+	a.waiting = newPlaces(limitWaiting, o.MaxWaiting, o.MaxPerCaller, a.metrics.waiting)
+	a.streams = newPlaces(limitStreams, o.MaxStreams, o.MaxPerCaller, a.metrics.streams)
 	read := []string{http.MethodGet, http.MethodHead}
 	a.mux.Handle("/v1/hubs/{hub}/instances/{instanceId}", a.handle(a.instance, read...))
 	a.mux.Handle("/v1/instances/{instanceId}", a.handle(a.instance, read...))
@@ -169,12 +182,16 @@ func (a *API) handle(f answer, methods ...string) http.Handler {
 		h := w.Header()
 		h.Add("Vary", "Authorization, Accept") // beside what CORS has set
 		h.Set("X-Content-Type-Options", "nosniff")
+		from := limit.Address(r)
 		code, err := http.StatusMethodNotAllowed, error(nil)
-		if slices.Contains(methods, r.Method) {
-			code, err = f(w, r)
-		} else {
+		if !slices.Contains(methods, r.Method) {
 			h.Set("Allow", strings.Join(methods, ", "))
 			problem.Write(w, problem.MethodNotAllowed())
+		} else if err = a.rates.admit(from, start); err == nil {
+			code, err = f(w, r)
+		}
+		if auth.IsGuess(err) {
+			a.rates.failures.Charge(from, time.Now())
 		}
 		if err != nil {
 			code = a.fail(w, r, err)
@@ -226,8 +243,8 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) int {
 		return callerLeft
 	}
 	p := problem.Of(err)
-	if full := (*fullError)(nil); errors.As(err, &full) {
-		p = problem.TooMany(full.retryAfter)
+	if reached := (*limit.Error)(nil); errors.As(err, &reached) {
+		a.metrics.limited.WithLabelValues(reached.Limit).Inc()
 	}
 	switch {
 	case p.Status == http.StatusInternalServerError:
@@ -242,14 +259,14 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) int {
 
 // authenticate says who asks, by a bearer token, or for a stream by a ticket; or what is wrong with the request, all parameters
 // of which must have been read. Whoever shows no good token is not told what else is wrong. A ticket is used up by being looked
-// at: that comes last.
-func (a *API) authenticate(r *http.Request, p *params) (*auth.Principal, error) {
+// at: that comes last. Whoever it is, is charged what the request costs.
+func (a *API) authenticate(r *http.Request, p *params, cost int) (*auth.Principal, error) {
 	if err := refuseLink(p.values); err != nil {
 		return nil, err
 	}
 	ticket := p.text("ticket")
 	if !p.has("ticket") {
-		who, err := auth.Authenticate(r, a.o.Verify)
+		who, err := a.bearer(r, cost)
 		if err != nil {
 			return nil, err
 		}
@@ -269,7 +286,11 @@ func (a *API) authenticate(r *http.Request, p *params) (*auth.Principal, error) 
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)
 	defer cancel()
-	return a.o.Tickets.Redeem(ctx, ticket, auth.Origin(r))
+	who, err := a.o.Tickets.Redeem(ctx, ticket, auth.Origin(r))
+	if err != nil {
+		return nil, err
+	}
+	return who, a.rates.charge(who, cost)
 }
 
 // hub is the hub of the path.

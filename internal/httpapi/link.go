@@ -44,12 +44,15 @@ func refuseLink(query url.Values) error {
 // authenticateTo is authenticate for one instance, which a signed link may open as well.
 func (a *API) authenticateTo(r *http.Request, p *params, key status.Key) (*auth.Principal, error) {
 	if !isLink(p.values) {
-		return a.authenticate(r, p)
+		return a.authenticate(r, p, requestCost)
 	}
 	if p.has("ticket") {
 		return nil, invalid("ticket", "not together with a link")
 	}
 	who, err := a.verifyLink(r, p, key)
+	if err == nil {
+		err = a.rates.charge(who, requestCost)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +89,7 @@ func (a *API) createLink(w http.ResponseWriter, r *http.Request) (int, error) {
 	if err := refuseLink(p.values); err != nil {
 		return 0, err
 	}
-	who, err := auth.Authenticate(r, a.o.Verify)
+	who, err := a.bearer(r, requestCost)
 	if err != nil {
 		return 0, err
 	}

@@ -43,14 +43,14 @@ func (a *API) instances(w http.ResponseWriter, r *http.Request) (int, error) {
 	limit := int(p.number("limit", 1, maxInstances, defaultLimit))
 	if wantsStream(r) {
 		interval := p.interval()
-		who, err := a.authenticate(r, p)
+		who, err := a.authenticate(r, p, listCost)
 		if err != nil {
 			return 0, err
 		}
 		return a.stream(w, r, who, func(rd *reader.Reader) { rd.WatchList(listName, q, limit, interval) })
 	}
 	after := p.text("cursor")
-	who, err := a.authenticate(r, p)
+	who, err := a.authenticate(r, p, listCost)
 	if err != nil {
 		return 0, err
 	}
@@ -64,6 +64,7 @@ func (a *API) instances(w http.ResponseWriter, r *http.Request) (int, error) {
 // batch answers with the instances that are named, in that order, each with what has become of it.
 func (a *API) batch(w http.ResponseWriter, r *http.Request, p *params, hub string) (int, error) {
 	ids := p.all("id")
+	cost := batchCost(len(ids))
 	if len(ids) > maxInstances {
 		p.fault("id", "more than "+strconv.Itoa(maxInstances))
 		ids = nil
@@ -76,7 +77,7 @@ func (a *API) batch(w http.ResponseWriter, r *http.Request, p *params, hub strin
 			}
 		}
 		interval := p.interval()
-		who, err := a.authenticate(r, p)
+		who, err := a.authenticate(r, p, cost)
 		if err != nil {
 			return 0, err
 		}
@@ -86,7 +87,7 @@ func (a *API) batch(w http.ResponseWriter, r *http.Request, p *params, hub strin
 			}
 		})
 	}
-	who, err := a.authenticate(r, p)
+	who, err := a.authenticate(r, p, cost)
 	if err != nil {
 		return 0, err
 	}

@@ -6,6 +6,7 @@ type metrics struct {
 	requests         *prometheus.HistogramVec
 	waiting, streams prometheus.Gauge
 	events           prometheus.Counter
+	limited          *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -25,9 +26,16 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		events: prometheus.NewCounter(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "events_sent_total", Help: "Events written to streams.",
 		}),
+		limited: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Subsystem: subsystem, Name: "limited_total",
+			Help: "Requests answered 429, by the limit that was reached: caller, address, failures (too many bad credentials from an address), waiting, streams.",
+		}, []string{"limit"}),
+	}
+	for _, name := range []string{limitCaller, limitAddress, limitFailures, limitWaiting, limitStreams} {
+		m.limited.WithLabelValues(name) // there from the start: an alert can ask for its rate
 	}
 	if r != nil {
-		r.MustRegister(m.requests, m.waiting, m.streams, m.events)
+		r.MustRegister(m.requests, m.waiting, m.streams, m.events, m.limited)
 	}
 	return m
 }

@@ -1,18 +1,18 @@
 package httpapi
 
 import (
-	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"statusrelay/internal/auth"
+	"statusrelay/internal/limit"
 )
 
 // places bounds how many requests wait at a time, for each caller and in all.
 type places struct {
+	limit               string // what a limit.Error calls it
 	most, mostPerCaller int
 	taken               prometheus.Gauge
 
@@ -21,27 +21,17 @@ type places struct {
 	callers map[caller]int // guarded by mu: how many of each wait
 }
 
-// A caller is who waits, whatever token they show.
-type caller struct{ issuer, subject string }
-
-func newPlaces(most, mostPerCaller int, taken prometheus.Gauge) *places {
-	return &places{most: most, mostPerCaller: mostPerCaller, taken: taken, callers: map[caller]int{}}
+func newPlaces(name string, most, mostPerCaller int, taken prometheus.Gauge) *places {
+	return &places{limit: name, most: most, mostPerCaller: mostPerCaller, taken: taken, callers: map[caller]int{}}
 }
 
-// fullError says that no place is left, and when to try again.
-type fullError struct{ retryAfter time.Duration }
-
-func (e *fullError) Error() string {
-	return fmt.Sprintf("too many wait: try again in %s", e.retryAfter)
-}
-
-// enter takes a place, or fails with a fullError.
+// enter takes a place, or fails with a limit.Error.
 func (p *places) enter(who *auth.Principal) (leave func(), err error) {
-	c := caller{who.Issuer, who.Subject}
+	c := callerOf(who)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.count >= p.most || p.callers[c] >= p.mostPerCaller {
-		return nil, &fullError{time.Second + rand.N(4*time.Second)} // not all at the same time
+		return nil, &limit.Error{Limit: p.limit, RetryAfter: limit.Scattered(time.Second)}
 	}
 	p.count++
 	p.callers[c]++

@@ -17,7 +17,7 @@ func (a *API) ticket(w http.ResponseWriter, r *http.Request) (int, error) {
 	if err := refuseLink(p.values); err != nil {
 		return 0, err
 	}
-	who, err := auth.Authenticate(r, a.o.Verify)
+	who, err := a.bearer(r, requestCost)
 	if err != nil {
 		return 0, err
 	}
