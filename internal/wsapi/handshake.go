@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strconv"
@@ -17,6 +18,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"statusrelay/internal/auth"
+	"statusrelay/internal/limit"
 	"statusrelay/internal/problem"
 	"statusrelay/internal/status"
 )
@@ -36,6 +38,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		})
 		return
 	}
+	from := limit.Address(r)
+	if err := s.knock(from, time.Now()); err != nil {
+		s.refuseFor(w, r, err)
+		return
+	}
 	if err := s.checkOrigin(r.Header["Origin"]); err != nil {
 		s.refuseFor(w, r, err)
 		return
@@ -50,7 +57,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuseFor(w, r, err)
 		return
 	}
-	if err := s.admit(who); err != nil {
+	if err := s.admit(r.Context(), who); err != nil {
 		s.refuseFor(w, r, err)
 		return
 	}
@@ -66,7 +73,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.log.DebugContext(r.Context(), "websocket handshake", "error", err)
 		return
 	}
-	s.open(conn, h.dialect, who)
+	s.open(conn, from, h.dialect, who)
 }
 
 // authenticate returns who sends a handshake, or nil if a later frame may say so. It uses up a ticket.
@@ -195,7 +202,19 @@ func deflates(extensions []string) bool {
 }
 
 // admit counts a socket in, before the handshake is answered.
-func (s *Server) admit(who *auth.Principal) error {
+func (s *Server) admit(ctx context.Context, who *auth.Principal) error {
+	if err := s.place(who); err != nil || who == nil {
+		return err
+	}
+	if err := s.enter(ctx, who); err != nil {
+		s.displace(who)
+		return err
+	}
+	return nil
+}
+
+// place takes one of this server's places.
+func (s *Server) place(who *auth.Principal) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -216,6 +235,14 @@ func (s *Server) admit(who *auth.Principal) error {
 
 // release undoes admit.
 func (s *Server) release(who *auth.Principal) {
+	if who != nil {
+		s.leave(who)
+	}
+	s.displace(who)
+}
+
+// displace undoes place.
+func (s *Server) displace(who *auth.Principal) {
 	s.mu.Lock()
 	s.admitted--
 	if who == nil {
@@ -227,7 +254,7 @@ func (s *Server) release(who *auth.Principal) {
 
 // open makes a socket of a connection and starts to read from it, in a goroutine of its own: the one of the HTTP server
 // has grown a stack, and holds the request and its buffers until the handler returns.
-func (s *Server) open(conn *websocket.Conn, d dialect, who *auth.Principal) {
+func (s *Server) open(conn *websocket.Conn, from netip.Addr, d dialect, who *auth.Principal) {
 	now := time.Now()
 	so := &socket{server: s, conn: conn, dialect: d, due: now.Add(s.pingPause()).UnixNano()}
 	if who == nil {
@@ -244,6 +271,9 @@ func (s *Server) open(conn *websocket.Conn, d dialect, who *auth.Principal) {
 	s.mu.Lock()
 	so.index = int32(len(s.sockets)) // MaxSockets is far below 2^31
 	s.sockets = append(s.sockets, so)
+	if who == nil {
+		s.origins[so] = from
+	}
 	closing := s.closing
 	s.mu.Unlock()
 	s.metrics.sockets.Inc()
@@ -262,6 +292,7 @@ func (s *Server) remove(so *socket) {
 	s.sockets[so.index], last.index = last, so.index
 	s.sockets[len(s.sockets)-1] = nil
 	s.sockets = s.sockets[:len(s.sockets)-1]
+	delete(s.origins, so)
 	s.mu.Unlock()
 	s.metrics.sockets.Dec()
 	s.release(so.reader.Principal())
@@ -270,6 +301,7 @@ func (s *Server) remove(so *socket) {
 // refuseFor answers a handshake by the kind of error. The client is told the kind, the log the cause.
 func (s *Server) refuseFor(w http.ResponseWriter, r *http.Request, err error) {
 	s.log.DebugContext(r.Context(), "websocket handshake refused", "error", err)
+	s.noted(limit.Address(r), err)
 	s.refuse(w, problem.Of(err))
 }
 

@@ -5,7 +5,7 @@ import "github.com/prometheus/client_golang/prometheus"
 type metrics struct {
 	sockets                                 prometheus.Gauge
 	sent, received, unchanged, held, broken prometheus.Counter
-	opened, closed, refused                 *prometheus.CounterVec
+	opened, closed, refused, limited        *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -28,9 +28,15 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			"Closed sockets, by the code that the server closed them with; 0: the client closed, or vanished.")), []string{"code"}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts(name("refused_total",
 			"Handshakes refused, by HTTP status.")), []string{"code"}),
+		limited: prometheus.NewCounterVec(prometheus.CounterOpts(name("limited_total",
+			"Handshakes and first tokens refused because of a limit, by which: address, handshakes (in all), failures (too many bad credentials from an address), sockets (of one caller).")),
+			[]string{"limit"}),
+	}
+	for _, name := range []string{limitAddress, limitHandshakes, limitFailures, limitSockets} {
+		m.limited.WithLabelValues(name) // there from the start: an alert can ask for its rate
 	}
 	if r != nil {
-		r.MustRegister(m.sockets, m.sent, m.received, m.unchanged, m.held, m.broken, m.opened, m.closed, m.refused)
+		r.MustRegister(m.sockets, m.sent, m.received, m.unchanged, m.held, m.broken, m.opened, m.closed, m.refused, m.limited)
 	}
 	return m
 }

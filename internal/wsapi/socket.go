@@ -9,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"runtime/debug"
 	"strconv"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"statusrelay/internal/auth"
+	"statusrelay/internal/limit"
 	"statusrelay/internal/problem"
 	"statusrelay/internal/reader"
 	"statusrelay/internal/status"
@@ -46,6 +48,7 @@ var (
 	closeMisuse          = &closure{4409, "protocol misuse"}
 	closeTooMuch         = &closure{4429, "too many frames"}
 	closeUnread          = &closure{4429, "answers are not read"}
+	closeCrowded         = &closure{4429, "too many sockets"}
 )
 
 // maxStrikes is how many bad frames in a row end a socket.
@@ -339,16 +342,22 @@ func (s *socket) auth(r request) {
 	defer cancel()
 	who, err := s.server.o.Verify(ctx, r.Token)
 	old := s.reader.Principal()
+	if err == nil && old == nil {
+		err = s.server.enter(ctx, who)
+	}
 	switch {
 	case err != nil:
 		s.server.log.Debug("websocket token", "error", err)
+		if old == nil {
+			s.server.noted(s.server.origin(s), err)
+		}
 		s.problem(err, r.Ref)
 		if old == nil {
 			s.fail(closureOf(err))
 		}
 	case old == nil:
 		s.enter(who, r.Ref)
-		s.server.authenticated()
+		s.server.authenticated(s)
 	case who.Issuer != old.Issuer || who.Subject != old.Subject:
 		s.problem(fmt.Errorf("another principal: %w", auth.ErrForbidden), r.Ref)
 		s.fail(closeForbidden)
@@ -358,15 +367,26 @@ func (s *socket) auth(r request) {
 	}
 }
 
-func (s *Server) authenticated() {
+func (s *Server) authenticated(so *socket) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unauthenticated--
+	delete(s.origins, so)
+}
+
+// origin is where a socket comes from that has no principal.
+func (s *Server) origin(so *socket) netip.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.origins[so]
 }
 
 // closureOf is the table from kind of error to the closing of a socket whose first token is refused.
 func closureOf(err error) *closure {
+	var reached *limit.Error
 	switch {
+	case errors.As(err, &reached):
+		return closeCrowded
 	case errors.Is(err, auth.ErrExpired):
 		return closeExpired
 	case errors.Is(err, auth.ErrUnauthenticated):

@@ -256,7 +256,12 @@ func start(t testing.TB, n network, o wsapi.Options) *world {
 		o.Verify = verify
 	}
 	w.server = wsapi.New(o)
-	w.http.Handler = w.server
+	w.http.Handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if address := r.Header.Get("Test-Address"); address != "" {
+			r.RemoteAddr = address
+		}
+		w.server.ServeHTTP(rw, r)
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	w.running.Go(func() { _ = w.hub.Run(ctx, w.redis, w.redis) })

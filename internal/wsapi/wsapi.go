@@ -11,6 +11,8 @@
 //     nobody;
 //   - a client that is slow, stuck or silent costs one pending version per watch, delays nobody, and is closed when it misses
 //     a deadline; everything it can send is limited in size, number and rate;
+//   - handshakes have rates, for each address and in all, and a caller has so many sockets at most, whichever replicas they are
+//     on; who is refused is told when to come back, and costs others nothing;
 //   - a socket is closed when its token expires, and when the server stops: then at a random point of the time that
 //     there is, so that not all clients come back at once.
 //
@@ -32,6 +34,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -40,6 +43,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"statusrelay/internal/auth"
+	"statusrelay/internal/limit"
 	"statusrelay/internal/reader"
 )
 
@@ -65,6 +69,15 @@ type Options struct {
 	MaxFrameBytes      int // of one frame from a client, decompressed. Default 16 KiB; 8 KiB at most until it is known who sends it
 	FramesPerSecond    int // from one client, pings and pongs included, after a burst of MaxWatches and two seconds. Default 20
 
+	// Sockets counts the sockets of each caller, on all replicas. Default: MaxSocketsPerCaller is no limit
+	Sockets Counter
+	// MaxSocketsPerCaller bounds them. Default 1000; negative: no limit
+	MaxSocketsPerCaller int
+	// Handshakes bounds those that come, from one address and in all. Default: no limit
+	HandshakesPerAddress, Handshakes limit.Rate
+	// Failures bounds the credentials from one address that prove nothing: see httpapi. Default: no limit
+	Failures *limit.Buckets[netip.Addr]
+
 	HandshakeTimeout time.Duration // to write the answer to the handshake. Default 5 s
 	AuthTimeout      time.Duration // from the handshake to the auth frame, and for verifying a token. Default 5 s
 	PingInterval     time.Duration // between pings at most; up to a quarter shorter at random. Default 25 s
@@ -75,6 +88,14 @@ type Options struct {
 
 	Logger  *slog.Logger          // default: none
 	Metrics prometheus.Registerer // default: counted nowhere visible
+}
+
+// A Counter counts sockets.
+type Counter interface {
+	// Enter counts one more of a caller, or returns a limit.Error if there are as many as there may be.
+	Enter(ctx context.Context, caller string, most int) error
+	// Leave undoes one Enter that returned nil.
+	Leave(caller string)
 }
 
 const (
@@ -106,11 +127,19 @@ type Server struct {
 	// from zero at the same time.
 	goroutines sync.WaitGroup
 
+	handshakes struct {
+		perAddress *limit.Buckets[netip.Addr]
+		inAll      *limit.Buckets[struct{}]
+	}
+
 	mu              sync.Mutex
 	sockets         []*socket // guarded by mu: each knows its index
 	admitted        int       // guarded by mu: sockets and handshakes under way
 	unauthenticated int       // guarded by mu: those of them that have no principal
 	closing         bool      // guarded by mu
+
+	// origins says where the sockets come from that have no principal: a failure to get one counts there. Guarded by mu
+	origins map[*socket]netip.Addr
 }
 
 // New returns a server without sockets.
@@ -118,6 +147,7 @@ func New(o Options) *Server {
 	defaultTo(&o.DefaultHub, "default")
 	defaultTo(&o.MaxSockets, 50_000)
 	defaultTo(&o.MaxUnauthenticated, 1000)
+	defaultTo(&o.MaxSocketsPerCaller, 1000)
 	defaultTo(&o.MaxWatches, 100)
 	defaultTo(&o.MaxFrameBytes, 16<<10)
 	defaultTo(&o.FramesPerSecond, 20)
@@ -132,7 +162,9 @@ func New(o Options) *Server {
 		o:       o,
 		log:     o.Logger,
 		metrics: newMetrics(o.Metrics),
+		origins: make(map[*socket]netip.Addr),
 	}
+	s.handshakes.perAddress, s.handshakes.inAll = limit.New[netip.Addr](o.HandshakesPerAddress), limit.New[struct{}](o.Handshakes)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
