@@ -53,7 +53,7 @@ var tree = []pkg{
 
 	// test help, which dev runs on as well
 	{"devbus", "amqp", "azservicebus"},
-	{"storetest", "redisstore go-redis", "miniredis"},
+	{"storetest", "limit redisstore go-redis", "miniredis"},
 
 	// roots: wiring only
 	{"settings", "cobra koanf yaml3", "yaml"},

@@ -11,6 +11,7 @@ type metrics struct {
 	corruptIndexes prometheus.Counter
 	corrections    prometheus.Counter
 	swept          prometheus.Counter
+	unshared       prometheus.Counter
 	sweeps         *prometheus.CounterVec
 }
 
@@ -29,6 +30,7 @@ func newMetrics(r prometheus.Registerer) (metrics, error) {
 		corruptIndexes: counter("corrupt_indexes_total", "Times that an index in Redis, or a message about one, held what could not be believed."),
 		corrections:    counter("list_corrections_total", "Pages for which an index did not say what the records say, and was corrected."),
 		swept:          counter("swept_members_total", "Members that a sweep found in an index without a record, and took out."),
+		unshared:       counter("sockets_unshared_total", "Sockets let in by the count of this replica alone, because Redis did not answer."),
 		sweeps: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "statusrelay", Subsystem: "redisstore", Name: "sweeps_total",
 			Help: "Times that this replica's turn to sweep the indexes came, by what became of it: done, failed, or left to another replica.",
@@ -40,7 +42,7 @@ func newMetrics(r prometheus.Registerer) (metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.conflicts, m.corrupt, m.gaps, m.deaf, m.corruptIndexes, m.corrections, m.swept, m.sweeps} {
+	for _, c := range []prometheus.Collector{m.conflicts, m.corrupt, m.gaps, m.deaf, m.corruptIndexes, m.corrections, m.swept, m.unshared, m.sweeps} {
 		if err := r.Register(c); err != nil {
 			return m, err
 		}

@@ -17,6 +17,9 @@
 //     by the next update.
 //   - Follow notices a subscription that broke or fell silent, subscribes again
 //     and reports the gap.
+//   - Sockets counts the sockets of each caller on all replicas. Those of a replica
+//     that died count no longer than a minute; while Redis is away each replica
+//     counts for itself.
 //   - Whatever may succeed later is an error that wraps status.ErrUnavailable.
 //
 // Use:
@@ -26,6 +29,9 @@
 //	records, err := store.Latest(ctx, keys)
 //	page, err := store.List(ctx, &query, status.Cursor{}, 50)
 //	go store.Sweep(ctx)
+//	sockets := store.Sockets(redisstore.SocketsOptions{})
+//	go sockets.Run(ctx)
+//	err = sockets.Enter(ctx, caller, 1000)
 //	follower := store.Follow(redisstore.FollowOptions{Offer: hub.Offer, Gap: hub.Gap})
 //	go follower.Run(ctx)
 //	err = follower.Subscribe(ctx, keys)
@@ -35,6 +41,7 @@
 // one slot. An index is a sorted set named {prefix}:index:{hub} or
 // {prefix}:index:{hub/label/value}, with label and value encoded in the same way.
 // The channel of either has the same name. Tickets are {prefix}:ticket:id;
+// {prefix}:sockets:hash are the leases of a caller's sockets, and
 // {prefix}:sweep says that the indexes were swept in this interval. It works with Redis 6 and newer: standalone, Sentinel, Cluster.
 package redisstore
 
