@@ -264,6 +264,7 @@ func newStage(t *testing.T) *stage {
 	}
 	s.replicas["Relay"] = w.relay(nil, keys, func(c *relay.Config) { c.Auth.Issuers = append(c.Auth.Issuers, away) })
 	s.replicas["Relaylimited"] = w.relay(nil, keys, func(c *relay.Config) { c.Read.MaxPerCaller = 1 })
+	s.replicas["Relaythrottled"] = w.relay(nil, keys, func(c *relay.Config) { c.Limits.RequestsPerCaller, c.Limits.HandshakesPerAddress = 0.5, 0.5 })
 	s.replicas["Relaybroken"] = w.relay(nil, keys, func(c *relay.Config) {
 		c.Subscription = "broken" // what it cannot store, it gives back
 		c.Redis.Addrs = []string{storetest.StartRedis(t, "--rename-command", "HMGET", "gone").Addr}

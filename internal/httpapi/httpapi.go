@@ -72,7 +72,7 @@ type Options struct {
 	MaxWait      time.Duration // the longest long-poll. Default 55 s, below what most proxies allow
 	MaxWaiting   int           // long-polls at a time. Default 10,000
 	MaxStreams   int           // event streams at a time. Default 10,000
-	MaxPerCaller int           // of each of both. Default 100
+	MaxPerCaller int           // of each of both. Default 1,000
 
 	// PerCaller bounds the requests of one caller. A list costs ten, a request that names several instances one for ten of them,
 	// whether at once or as a stream. Default: no limit
@@ -110,7 +110,7 @@ func New(o Options) *API {
 	defaultTo(&o.MaxWait, 55*time.Second)
 	defaultTo(&o.MaxWaiting, 10_000)
 	defaultTo(&o.MaxStreams, 10_000)
-	defaultTo(&o.MaxPerCaller, 100)
+	defaultTo(&o.MaxPerCaller, 1000)
 	defaultTo(&o.RetryMin, time.Second)
 	defaultTo(&o.RetryMax, time.Minute)
 	defaultTo(&o.Heartbeat, 15*time.Second)

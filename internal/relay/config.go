@@ -37,6 +37,7 @@ type Config struct {
 	Watch        Watch            `koanf:"watch"`
 	Read         Read             `koanf:"read"`
 	Links        Links            `koanf:"links"`
+	Limits       Limits           `koanf:"limits"`
 }
 
 // Links says who signs links to the status of one instance.
@@ -95,10 +96,11 @@ func Defaults() Config {
 			PingInterval: 25 * time.Second, WriteTimeout: 10 * time.Second,
 		},
 		Read: Read{
-			MaxWait: 55 * time.Second, MaxWaiting: 10_000, MaxStreams: 10_000, MaxPerCaller: 100,
+			MaxWait: 55 * time.Second, MaxWaiting: 10_000, MaxStreams: 10_000, MaxPerCaller: 1000,
 			RetryMin: time.Second, RetryMax: time.Minute, Heartbeat: 15 * time.Second,
 		},
-		Links: Links{MaxLife: auth.DefaultLinkLife},
+		Links:  Links{MaxLife: auth.DefaultLinkLife},
+		Limits: defaultLimits(),
 	}
 }
 
@@ -142,6 +144,7 @@ func (c Config) Validate() error {
 	if err := validBase(c.PublicURL); err != nil {
 		errs = append(errs, fmt.Errorf("public_url: %w", err))
 	}
+	errs = append(errs, c.Limits.mistakes()...)
 	errs = append(errs, c.Base().Validate(), c.ServiceBus.Validate())
 	return errors.Join(errs...)
 }

@@ -53,6 +53,7 @@ type Relay struct {
 	lists    *hub.Lists
 	api      *httpapi.API
 	sockets  *wsapi.Server
+	counter  *redisstore.Sockets // nil: nobody counts them
 	receiver *servicebus.Receiver
 	ingester *ingest.Ingester
 	public   *http.Server
@@ -123,19 +124,21 @@ func (r *Relay) watching(links *auth.Links) {
 	})
 	source := reader.NewSource(r.hub, r.lists, r.Policy)
 	tickets := auth.NewTickets(auth.TicketOptions{Store: r.store, APIKeys: r.APIKeys, Logger: r.Log})
-	r.api = httpapi.New(httpapi.Options{
+	api := httpapi.Options{
 		Verify: r.Verify, Source: source, Store: r.store, Tickets: tickets, Links: links,
 		DefaultHub: c.DefaultHub, PublicURL: c.PublicURL,
 		MaxWait: c.Read.MaxWait, MaxWaiting: c.Read.MaxWaiting, MaxStreams: c.Read.MaxStreams, MaxPerCaller: c.Read.MaxPerCaller,
 		RetryMin: c.Read.RetryMin, RetryMax: c.Read.RetryMax, Heartbeat: c.Read.Heartbeat, WriteTimeout: c.Watch.WriteTimeout,
 		Logger: r.Log, Metrics: r.Metrics,
-	})
-	r.sockets = wsapi.New(wsapi.Options{
+	}
+	sockets := wsapi.Options{
 		Verify: r.Verify, Redeem: tickets.Redeem, Source: source, DefaultHub: c.DefaultHub, Origins: c.Origins,
 		Compression: c.Watch.Compression, MaxSockets: c.Watch.MaxSockets, MaxWatches: c.Watch.MaxWatches,
 		PingInterval: c.Watch.PingInterval, WriteTimeout: c.Watch.WriteTimeout, DrainPeriod: c.DrainTimeout,
 		Logger: r.Log, Metrics: r.Metrics,
-	})
+	}
+	r.limited(&api, &sockets)
+	r.api, r.sockets = httpapi.New(api), wsapi.New(sockets)
 }
 
 // routes is what the public listener serves.
@@ -177,6 +180,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	parts.Go(func() error { return r.lists.Run(live, r.follower, r.store) })
 	parts.Go(func() error { return r.sockets.Run(live) })
 	parts.Go(func() error { return r.store.Sweep(live) })
+	if r.counter != nil {
+		parts.Go(func() error { return r.counter.Run(live) })
+	}
 	parts.Go(func() error { return shell.Serve(r.public, r.Public) })
 	parts.Go(func() error { return shell.Serve(r.admin, r.Private) })
 
