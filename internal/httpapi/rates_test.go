@@ -56,6 +56,21 @@ func TestH7CallerWhoAsksTooFastCostsOthersNothing(t *testing.T) {
 	})
 }
 
+// Whoever streams by a ticket is the caller that it was issued to.
+func TestTicketIsChargedToItsCaller(t *testing.T) {
+	bubble(t, httpapi.Options{PerCaller: limit.Rate{PerSecond: 0.05, Burst: 3}}, func(t *testing.T, w *world) {
+		ticket, another := w.ticket(t, "operator.x"), w.ticket(t, "operator.x")
+		v := w.view(t, aPath+"?ticket="+ticket, "")
+		v.bytes()
+		if got := v.answer().Code; got != 200 {
+			t.Errorf("got %d", got)
+		}
+		late := w.view(t, aPath+"?ticket="+another, "")
+		late.bytes()
+		wantProblem(t, "the fourth", late.answer(), 429, "too-many", "")
+	})
+}
+
 func TestH8ObeyingClientIsNotRefusedAgain(t *testing.T) {
 	bubble(t, httpapi.Options{PerCaller: limit.Rate{PerSecond: 3, Burst: 20}}, func(t *testing.T, w *world) {
 		w.store.put(current("a"))

@@ -1,11 +1,14 @@
 package redisstore_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -213,6 +216,45 @@ func BenchmarkPut100DistinctRealRedis(b *testing.B) {
 				put(n + 1)
 			}
 			report(b, b.N*size, cpu(b)-client, serverCPU(b, server)-redis, "update")
+		})
+	}
+}
+
+// BenchmarkSocketsEnter is what counting one socket costs, alone and with many handshakes at once, on a real server.
+func BenchmarkSocketsEnter(b *testing.B) {
+	for _, handshakes := range []int{1, 256} {
+		b.Run(strconv.Itoa(handshakes), func(b *testing.B) {
+			s, err := redisstore.New(redisstore.Options{Addrs: []string{storetest.StartRedis(b).Addr}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer s.Close()
+			sockets := s.Sockets(redisstore.SocketsOptions{})
+			ctx, stop := context.WithCancel(b.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- sockets.Run(ctx) }()
+			b.SetParallelism(max(handshakes/runtime.GOMAXPROCS(0), 1))
+			if handshakes == 1 {
+				for i := 0; b.Loop(); i++ {
+					if err := sockets.Enter(ctx, strconv.Itoa(i), 1000); err != nil {
+						b.Fatal(err)
+					}
+				}
+			} else {
+				var callers atomic.Int64
+				b.RunParallel(func(pb *testing.PB) {
+					for pb.Next() {
+						if err := sockets.Enter(ctx, strconv.FormatInt(callers.Add(1), 10), 1000); err != nil {
+							b.Error(err)
+						}
+					}
+				})
+			}
+			b.StopTimer()
+			stop()
+			if err := <-ended; err != nil {
+				b.Fatal(err)
+			}
 		})
 	}
 }

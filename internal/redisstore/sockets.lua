@@ -19,8 +19,11 @@ local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 
 local others = 0
 local leases = redis.pcall('HGETALL', key)
-if leases.err then -- somebody has put something else there
-  redis.call('DEL', key)
+if leases.err then
+  if not string.find(leases.err, 'WRONGTYPE', 1, true) then
+    return leases
+  end
+  redis.call('DEL', key) -- somebody has put something else there
   leases = {}
 end
 for i = 1, #leases, 2 do

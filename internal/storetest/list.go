@@ -776,7 +776,7 @@ func ticketsAreTakenOnce(t *testing.T, h Harness) {
 // its keys and channels.
 func ordinaryCommandsSuffice(t *testing.T, h Harness) {
 	h.Real.Do(append([]string{"ACL", "SETUSER", "relay", "on", ">secret", "~statusrelay:*", "&statusrelay:*"}, strings.Fields(
-		"+hello +client|setname +ping +hmget +hset +pexpire +publish +subscribe +unsubscribe +eval +evalsha +time"+
+		"+hello +client|setname +ping +hmget +hset +hgetall +hdel +pexpire +publish +subscribe +unsubscribe +eval +evalsha +time"+
 			" +pttl +zscore +zadd +zrem +zremrangebyscore +zrevrangebyscore +del +scan +get +set +multi +exec")...)...)
 	s := open(t, h.Addr, func(o *redisstore.Options) { o.Username, o.Password = "relay", "secret" })
 	f := follow(t, s)
@@ -806,6 +806,17 @@ func ordinaryCommandsSuffice(t *testing.T, h Harness) {
 		t.Error(err)
 	}
 	eventually(t, "ready", f.Ready)
+
+	sockets := count(t, h.Addr, time.Hour, func(o *redisstore.Options) { o.Username, o.Password = "relay", "secret" })
+	do(t, h.Addr, "SET", sockets.name("alice"), "text")
+	other := count(t, h.Addr, time.Hour)
+	if !sockets.may(t, "alice", 1) || other.may(t, "alice", 1) || !other.may(t, "alice", 2) {
+		t.Error("sockets are not counted together")
+	}
+	h.Real.Do("ACL", "SETUSER", "relay", "-hgetall")
+	if !sockets.may(t, "alice", 5) || do(t, h.Addr, "HLEN", sockets.name("alice")) != "2" {
+		t.Error("a refusal of Redis has removed what others count")
+	}
 }
 
 // An index that cannot be written leaves its update undone: it comes again.

@@ -2,6 +2,8 @@ package storetest
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"regexp"
@@ -26,9 +28,13 @@ type counting struct {
 	die  func() // as one that is killed: Redis hears nothing more
 }
 
-func count(t *testing.T, addr string, lease time.Duration) *counting {
+func count(t *testing.T, addr string, lease time.Duration, change ...func(*redisstore.Options)) *counting {
 	t.Helper()
-	s, err := redisstore.New(redisstore.Options{Addrs: []string{addr}})
+	o := redisstore.Options{Addrs: []string{addr}}
+	for _, f := range change {
+		f(&o)
+	}
+	s, err := redisstore.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,6 +56,12 @@ func count(t *testing.T, addr string, lease time.Duration) *counting {
 	}
 	t.Cleanup(c.stop)
 	return c
+}
+
+// name is what Redis calls a caller's leases.
+func (c *counting) name(caller string) string {
+	sum := sha256.Sum256([]byte(caller))
+	return "statusrelay:sockets:" + base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
 // may reports whether a caller may open one more.
@@ -274,6 +286,24 @@ func socketsWithoutRedis(t *testing.T, h Harness) {
 	}
 	a.Leave("alice")
 	soon(t, "room for one", func() bool { return b.may(t, "alice", 3) })
+}
+
+// What Redis could not be told is told as soon as it listens, not when leases are renewed.
+func socketsOfAReadOnlyServer(t *testing.T, h Harness) {
+	s := count(t, h.Addr, time.Hour)
+	if !s.may(t, "alice", 1) || !s.may(t, "bob", 2) {
+		t.Fatal("refused")
+	}
+	h.Real.Do("REPLICAOF", "127.0.0.1", "1") // of nobody
+	s.Leave("alice")
+	if !s.may(t, "bob", 2) { // by the count of this replica, since Redis has refused
+		t.Error("refused without Redis")
+	}
+	h.Real.Do("REPLICAOF", "NO", "ONE")
+	soon(t, "what has changed is told", func() bool {
+		name := keysOf(t, h)
+		return name != "" && !strings.ContainsAny(name, " \n") && strings.HasSuffix(do(t, h.Addr, "HVALS", name), " 2")
+	})
 }
 
 // Whoever does not wait for the answer is not counted.
