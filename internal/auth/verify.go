@@ -98,8 +98,8 @@ func (v *Verifier) Run(ctx context.Context) error {
 	return nil
 }
 
-// Ready is nil while the keys of any issuer are at hand, and where there are no issuers. Otherwise it names every issuer and why there are none, in an error
-// that wraps status.ErrUnavailable. It asks nobody, and so makes sense while Run runs.
+// Ready is nil while the keys of any issuer are at hand, and where there is no issuer. Otherwise it names every issuer and why
+// there are none, in an error that wraps status.ErrUnavailable. It asks nobody, and so makes sense while Run runs.
 func (v *Verifier) Ready() error {
 	var missing []error
 	now := v.now()
