@@ -163,3 +163,35 @@ func TestB1LackingRightsAreNamed(t *testing.T) {
 		t.Error("the key is in the log")
 	}
 }
+
+// A connection string that is replaced in its file is used for the next connection,
+// without a restart. One that is none keeps the relay waiting for the next, and is
+// in no log.
+func TestU8ServiceBusKeyRotatesWithItsFile(t *testing.T) {
+	t.Parallel()
+	first, second := listens(), listens()
+	second.Name, second.Key = "relay-listens-2", "listens too"
+	w := newWorld(t, devbus.New(devbus.Options{
+		Topics: []devbus.Topic{{Name: topic, Subscriptions: []devbus.Subscription{{Name: subscription}}}},
+		Rules:  []devbus.Rule{first, second}, SharedAccessKey: devbus.DevelopmentKey,
+	}))
+	path, secret := w.secretFile(w.by(first))
+	r := w.relay(nil, func(c *relay.Config) { c.ServiceBus.ConnectionString = secret })
+	k := key("order-4711")
+	w.send(progress(k.InstanceID, 1, 10))
+	w.shows(r, k, 10)
+
+	w.writeSecret(path, "SharedAccessKey=canary")
+	w.bus.DropConnections()
+	w.until("the log says what is wrong", func() bool { return strings.Contains(w.logs.String(), "ConnectionString: not of the form") })
+	w.send(progress(k.InstanceID, 2, 20))
+	w.until("the relay is not ready", func() bool { return w.ready(r) == http.StatusServiceUnavailable })
+	w.writeSecret(path, w.by(second))
+	w.shows(r, k, 20)
+	if w.bus.Operations()[devbus.Operation{Rule: second.Name, Entity: entity, Name: "attach-receiver"}] == 0 {
+		t.Error("the second key was not used")
+	}
+	if s := w.logs.String(); strings.Contains(s, "canary") || strings.Contains(s, "SharedAccessKey="+first.Key) {
+		t.Error("a key is in the log")
+	}
+}

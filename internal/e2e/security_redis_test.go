@@ -22,11 +22,11 @@ import (
 	"statusrelay/internal/storetest"
 )
 
-// secretFile writes a password as an operator would.
-func (w *world) secretFile(password string) (path string, secret settings.Secret) {
+// secretFile writes a secret as an operator would.
+func (w *world) secretFile(text string) (path string, secret settings.Secret) {
 	w.Helper()
-	path = filepath.Join(w.TempDir(), "redis-password")
-	w.writeSecret(path, password)
+	path = filepath.Join(w.TempDir(), "secret")
+	w.writeSecret(path, text)
 	secret, err := settings.ReadSecret(path)
 	if err != nil {
 		w.Fatal(err)
@@ -35,9 +35,9 @@ func (w *world) secretFile(password string) (path string, secret settings.Secret
 }
 
 // writeSecret replaces a file in one step.
-func (w *world) writeSecret(path, password string) {
+func (w *world) writeSecret(path, text string) {
 	w.Helper()
-	if err := os.WriteFile(path+".new", []byte(password+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(path+".new", []byte(text+"\n"), 0o600); err != nil {
 		w.Fatal(err)
 	}
 	if err := os.Rename(path+".new", path); err != nil {

@@ -47,7 +47,7 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 	}
 	n := &Notifier{Base: base, config: c}
 	n.publisher, err = servicebus.NewPublisher(servicebus.Options{
-		ConnectionString: c.ServiceBus.ConnectionString.Reveal(), Namespace: c.ServiceBus.Namespace,
+		ConnectionString: c.ServiceBus.ConnectionString.Reveal(), Reread: c.ServiceBus.Reread(), Namespace: c.ServiceBus.Namespace,
 		Topic: c.ServiceBus.Topic, Logger: n.Log, Metrics: n.Metrics,
 	})
 	if err != nil {

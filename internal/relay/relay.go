@@ -89,7 +89,7 @@ func (r *Relay) parts() (err error) {
 		return fmt.Errorf("redis: %w", err)
 	}
 	r.receiver, err = servicebus.NewReceiver(servicebus.Options{
-		ConnectionString: c.ServiceBus.ConnectionString.Reveal(), Namespace: c.ServiceBus.Namespace,
+		ConnectionString: c.ServiceBus.ConnectionString.Reveal(), Reread: c.ServiceBus.Reread(), Namespace: c.ServiceBus.Namespace,
 		Topic: c.ServiceBus.Topic, Subscription: c.Subscription, Logger: r.Log, Metrics: r.Metrics,
 		DrainTimeout: c.DrainTimeout / 2, // the other half is for requests and sockets, whatever hangs here
 	})

@@ -48,6 +48,9 @@ import (
 type Options struct {
 	// ConnectionString is a namespace's, with its key: a secret, which appears in no error and no log line.
 	ConnectionString string
+	// Reread, when set, gives ConnectionString anew for each new connection, so that keys can be rotated. Its error passes:
+	// there is no connection until it has none.
+	Reread func() (string, error)
 	// Namespace is the fully qualified one (NAME.servicebus.windows.net), to which azidentity.DefaultAzureCredential gives access.
 	Namespace string
 
@@ -186,15 +189,25 @@ func (o *Options) dialer() (func() (*azservicebus.Client, error), error) {
 		if credential != nil {
 			return azservicebus.NewClient(o.Namespace, credential, opts)
 		}
-		return azservicebus.NewClientFromConnectionString(o.ConnectionString, opts)
+		secret := o.ConnectionString
+		if o.Reread != nil {
+			var err error
+			if secret, err = o.Reread(); err != nil {
+				return nil, fmt.Errorf("ConnectionString: %w", err)
+			}
+		}
+		client, err := azservicebus.NewClientFromConnectionString(secret, opts)
+		if err != nil { // which may quote the string
+			return nil, errors.New("ConnectionString: not of the form " +
+				"Endpoint=sb://HOST;SharedAccessKeyName=NAME;SharedAccessKey=KEY, without spaces")
+		}
+		return client, nil
 	}
 	if _, err := dial(); err != nil {
 		if credential != nil {
 			return nil, fmt.Errorf("servicebus options: Namespace: %w", err)
 		}
-		// The SDK's error may quote the string.
-		return nil, errors.New("servicebus options: ConnectionString: not of the form " +
-			"Endpoint=sb://HOST;SharedAccessKeyName=NAME;SharedAccessKey=KEY, without spaces")
+		return nil, fmt.Errorf("servicebus options: %w", err)
 	}
 	return dial, nil
 }

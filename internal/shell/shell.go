@@ -116,6 +116,15 @@ type ServiceBus struct {
 	Topic            string          `koanf:"topic" usage:"topic of status updates"`
 }
 
+// Reread gives the connection string that its file holds by then; it is nil where
+// none came from a file.
+func (s ServiceBus) Reread() func() (string, error) {
+	if !s.ConnectionString.FromFile() {
+		return nil
+	}
+	return s.ConnectionString.Current
+}
+
 // Validate reports every mistake.
 func (s ServiceBus) Validate() error {
 	var errs []error
