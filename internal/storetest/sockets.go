@@ -306,6 +306,20 @@ func socketsOfAReadOnlyServer(t *testing.T, h Harness) {
 	})
 }
 
+// A replica that Redis lets do less does not take away what others count.
+func socketsUnderTooFewRights(t *testing.T, h Harness) {
+	h.Real.Do("ACL", "SETUSER", "relay", "on", ">secret", "~*", "+@all", "-hgetall")
+	mayNot, may := count(t, h.Addr, time.Hour, asRelay), count(t, h.Addr, time.Hour)
+	if !may.may(t, "alice", 1) || !mayNot.may(t, "alice", 1) { // who may not count does so alone
+		t.Error("refused")
+	}
+	if held := do(t, h.Addr, "HVALS", may.name("alice")); !strings.HasSuffix(held, " 1") || strings.Contains(held, "\n") {
+		t.Errorf("Redis has %q, want the one that was counted", held)
+	}
+	mayNot.die()
+	h.Real.Do("ACL", "LOG", "RESET") // it is here that something was to be refused
+}
+
 // Whoever does not wait for the answer is not counted.
 func goneEntrantsAreNotCounted(t *testing.T, h Harness) {
 	s := open(t, h.Addr).Sockets(redisstore.SocketsOptions{})

@@ -111,6 +111,7 @@ func Run(t *testing.T, start func(testing.TB) Harness) {
 	run("ReplicaIsUnavailable", replicaIsUnavailable)
 	run("SweepsThatFailAreTriedAgain", sweepsThatFail)
 	run("W9SocketsWithoutRedis", socketsWithoutRedis)
+	run("SocketsUnderTooFewRightsStay", socketsUnderTooFewRights)
 	run("SocketsOfAReadOnlyServerAreToldLater", socketsOfAReadOnlyServer)
 	run("FullServerIsUnavailable", fullServer)
 	run("PasswordIsUnavailable", passwordIsUnavailable)
