@@ -586,7 +586,8 @@ func TestJ10UnknownKidFloodCostsTwoFetches(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
 	p := w.provider()
-	r := w.relay(nil, trusts(p))
+	// Without the limit of bad credentials from one address: a flood may come from many.
+	r := w.relay(nil, trusts(p), func(c *relay.Config) { c.Limits.FailuresPerAddress = 0 })
 	old := p.token(nil)
 	if got := w.accepts(r, old); got != http.StatusNotFound {
 		t.Fatalf("a good token was answered with %d", got)
