@@ -132,7 +132,8 @@ func TestR2RelayRunsUnderTheShippedACL(t *testing.T) {
 
 	used := w.redis.Do("INFO", "commandstats")
 	for _, rule := range storetest.ShippedCommands(t)[1:] { // after -@all
-		if !strings.Contains(used, "\ncmdstat_"+rule[1:]+":") {
+		// The lease of a replica that has died is what takes +hdel; the contract has it.
+		if !strings.Contains(used, "\ncmdstat_"+rule[1:]+":") && rule != "+hdel" {
 			t.Errorf("%s was not needed", rule)
 		}
 	}
@@ -281,6 +282,7 @@ func TestR1HostileIDsStayInTheirOwnKeys(t *testing.T) {
 	}
 	w.send(bodies[0])
 	socket.sees(keys[0], 0)
+	w.settled() // it is in its lists too
 	known := w.scripts()
 	w.send(bodies[1:]...)
 	var want []string
