@@ -13,6 +13,7 @@ package dev
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -23,6 +24,7 @@ import (
 	"github.com/alicebob/miniredis/v2"
 	"golang.org/x/sync/errgroup"
 
+	"statusrelay/internal/auth"
 	"statusrelay/internal/auth/devissuer"
 	"statusrelay/internal/devbus"
 	"statusrelay/internal/notifier"
@@ -176,7 +178,9 @@ func (s *Stack) build(ctx context.Context, o Options, public net.Listener, issue
 		_ = json.NewEncoder(w).Encode(s.info) // the browser is gone: nobody is left to tell
 	})
 	pages.Handle("/", web.Handler())
-	s.relay, err = relay.New(ctx, rc, relay.Options{Listener: public, Policy: rules, Pages: pages, Logger: s.log.With("program", "relay")})
+	s.relay, err = relay.New(ctx, rc, relay.Options{
+		Listener: public, Policy: rules, Links: links(), Pages: pages, Logger: s.log.With("program", "relay"),
+	})
 	if err != nil {
 		return fmt.Errorf("relay: %w", err)
 	}
@@ -195,6 +199,15 @@ func (s *Stack) build(ctx context.Context, o Options, public net.Listener, issue
 	s.info.RelayPrivate = "http://" + s.relay.PrivateAddr().String()
 	s.info.NotifierPrivate = "http://" + s.notifier.PrivateAddr().String()
 	return nil
+}
+
+// links are signed by a key that nobody else has, and that is gone at the end.
+func links() *auth.Links {
+	secret := make([]byte, 32)
+	rand.Read(secret) // never fails
+	l := auth.NewLinks(auth.LinkOptions{})
+	l.SetKeys([]auth.LinkKey{{ID: "development", Secret: secret}})
+	return l
 }
 
 // listen binds the port that is preferred, if it is fixed and free, or any.

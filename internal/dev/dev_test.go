@@ -173,3 +173,31 @@ func TestStackStopsBeforeItServes(t *testing.T) {
 		t.Errorf("Run: %v", err)
 	}
 }
+
+// What the relay has beyond reading is there without a file, too.
+func TestLinksAreSigned(t *testing.T) {
+	info, stop := start(t, dev.Options{Pace: 20 * time.Millisecond})
+	defer stop()
+	sample := info.Samples[0]
+	var link struct{ URL string }
+	for link.URL == "" { // until the sample has begun
+		body := `{"hub":"` + sample.Hub + `","instanceId":"` + sample.InstanceID + `","expiresIn":"5m"}`
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, info.Relay+"/v1/links", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+info.Tokens.Operator)
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = json.NewDecoder(answer.Body).Decode(&link)
+		answer.Body.Close()
+		if err != nil || answer.StatusCode != http.StatusCreated && answer.StatusCode != http.StatusNotFound {
+			t.Fatalf("answered %d, %v", answer.StatusCode, err)
+		}
+	}
+	if code, body := get(t, link.URL, ""); code != http.StatusOK || !strings.Contains(body, sample.InstanceID) {
+		t.Errorf("the link was answered %d %s", code, body)
+	}
+}
