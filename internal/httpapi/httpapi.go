@@ -293,6 +293,19 @@ func (a *API) authenticate(r *http.Request, p *params, cost int) (*auth.Principa
 	return who, a.rates.charge(who, cost)
 }
 
+// authenticatePost says who asks for a credential that is weaker than their own: by a bearer token, and without parameters.
+func (a *API) authenticatePost(r *http.Request) (*auth.Principal, error) {
+	p := parseParams(r)
+	if err := refuseLink(p.values); err != nil {
+		return nil, err
+	}
+	who, err := a.bearer(r, requestCost)
+	if err != nil {
+		return nil, err
+	}
+	return who, p.err()
+}
+
 // hub is the hub of the path.
 func (a *API) hub(r *http.Request, p *params) string {
 	hub := r.PathValue("hub")

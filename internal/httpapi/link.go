@@ -85,15 +85,8 @@ type linkRequest struct {
 // createLink signs a link to an instance as the caller sees it. Whoever has the link sees it so, too, until it expires: also
 // when the caller may not any more.
 func (a *API) createLink(w http.ResponseWriter, r *http.Request) (int, error) {
-	p := parseParams(r)
-	if err := refuseLink(p.values); err != nil {
-		return 0, err
-	}
-	who, err := a.bearer(r, requestCost)
+	who, err := a.authenticatePost(r)
 	if err != nil {
-		return 0, err
-	}
-	if err := p.err(); err != nil {
 		return 0, err
 	}
 	asked, err := readLinkRequest(http.MaxBytesReader(w, r.Body, maxLinkRequest))

@@ -13,15 +13,8 @@ import (
 
 // ticket issues a ticket to who shows a token or a key. A body, if there is one, is not read.
 func (a *API) ticket(w http.ResponseWriter, r *http.Request) (int, error) {
-	p := parseParams(r)
-	if err := refuseLink(p.values); err != nil {
-		return 0, err
-	}
-	who, err := a.bearer(r, requestCost)
+	who, err := a.authenticatePost(r)
 	if err != nil {
-		return 0, err
-	}
-	if err := p.err(); err != nil {
 		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), readTimeout)

@@ -58,13 +58,6 @@ func (r *Reader) UnwatchList(name string) {
 	r.unwatchList(name)
 }
 
-// Lists is how many lists are watched.
-func (r *Reader) Lists() int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return len(r.lists)
-}
-
 // ListLimit is the limit of the list of that name; 0: there is none.
 func (r *Reader) ListLimit(name string) int {
 	r.mu.Lock()

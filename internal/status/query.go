@@ -1,7 +1,6 @@
 package status
 
 import (
-	"maps"
 	"slices"
 	"time"
 	"unicode/utf8"
@@ -121,8 +120,3 @@ func (r *Record) StaleAt(limit time.Duration) time.Time { return r.Changed().Add
 // Changed is when a reader could last see a change, by the store's clock:
 // versions are its microseconds.
 func (r *Record) Changed() time.Time { return time.UnixMicro(r.Version) }
-
-// Equal reports whether two queries select the same.
-func (q *Query) Equal(o *Query) bool {
-	return q.Hub == o.Hub && q.Name == o.Name && slices.Equal(q.RuntimeStatus, o.RuntimeStatus) && maps.Equal(q.Labels, o.Labels)
-}
