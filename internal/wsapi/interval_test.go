@@ -160,6 +160,7 @@ func TestWatchingAgainEndsTheMinInterval(t *testing.T) {
 		c.wants(`status i 30 {"percent":3}`)
 		c.watchEvery(60_000, "i@30")
 		c.wants("watching i")
+		synctest.Wait() // the answer precedes the watch
 		w.put(percent("i", "alice", 40, 4)) // the first
 		c.wants(`status i 40 {"percent":4}`)
 		w.put(percent("i", "alice", 50, 5))
@@ -188,6 +189,7 @@ func TestMinIntervalOfAList(t *testing.T) {
 		// By name too, and the shortest counts.
 		c.watchEvery(1000, "b@21")
 		c.wants("watching b")
+		synctest.Wait() // the answer precedes the watch
 		w.put(percent("b", "alice", 40, 2))
 		c.wants(`status b 40 {"percent":2}`)
 		w.put(percent("b", "alice", 41, 3))
