@@ -160,7 +160,7 @@ func TestWatchingAgainEndsTheMinInterval(t *testing.T) {
 		c.wants(`status i 30 {"percent":3}`)
 		c.watchEvery(60_000, "i@30")
 		c.wants("watching i")
-		synctest.Wait() // the answer precedes the watch
+		synctest.Wait()                     // the answer precedes the watch
 		w.put(percent("i", "alice", 40, 4)) // the first
 		c.wants(`status i 40 {"percent":4}`)
 		w.put(percent("i", "alice", 50, 5))
