@@ -87,6 +87,10 @@ func appendFields(fields []field, t reflect.Type, prefix string, index []int) []
 			continue
 		}
 		key := sf.Tag.Get("koanf")
+		if sf.Anonymous && key == "" && sf.Type.Kind() == reflect.Struct {
+			fields = appendFields(fields, sf.Type, prefix, append(index[:len(index):len(index)], sf.Index...))
+			continue
+		}
 		if key == "" {
 			panic(fmt.Sprintf("settings: %s.%s has no koanf tag", t, sf.Name))
 		}

@@ -63,7 +63,8 @@ type Set[T any] struct {
 // Bind registers --config, and for each setting in T the flag that it has.
 //
 // Every exported field of T has a koanf tag and, unless it is a section (a
-// struct), a usage tag. A setting is a string, bool, number, time.Duration,
+// struct), a usage tag; the fields of an embedded struct without a koanf tag count as
+// those of the struct that embeds it. A setting is a string, bool, number, time.Duration,
 // []string, Secret or encoding.TextUnmarshaler; of any other type (a map, a list
 // of structs) it can be set in the file only. A T that breaks these rules, and
 // two settings that share a name, are mistakes of the programmer: Bind panics.
@@ -232,6 +233,7 @@ func (l *loader) decode(cfg any, fields []field) {
 	}
 	err := l.values.UnmarshalWithConf("", cfg, koanf.UnmarshalConf{DecoderConfig: &mapstructure.DecoderConfig{
 		ErrorUnused: true, // inside a list
+		Squash:      true, // embedded structs
 		MatchName:   func(key, name string) bool { return key == name },
 		DecodeHook: mapstructure.ComposeDecodeHookFunc(scalarToText, mapstructure.TextUnmarshallerHookFunc(),
 			mapstructure.StringToTimeDurationHookFunc(), mapstructure.StringToBasicTypeHookFunc()),

@@ -20,15 +20,20 @@ type issuer struct {
 	TTL time.Duration `koanf:"ttl"`
 }
 
+// Pool is embedded: its settings are those of the struct around it.
+type Pool struct {
+	DB    int     `koanf:"db" usage:"database number"`
+	Ratio float64 `koanf:"ratio" usage:"share | of the pool"`
+}
+
 type config struct {
 	Level slog.Level `koanf:"level" usage:"lowest level that is logged"`
 	Redis struct {
-		Addrs       []string        `koanf:"addrs" usage:"host:port of each server"`
-		DialTimeout time.Duration   `koanf:"dial_timeout" usage:"longest time to connect"`
-		DB          int             `koanf:"db" usage:"database number"`
-		Ratio       float64         `koanf:"ratio" usage:"share | of the pool"`
-		TLS         bool            `koanf:"tls" usage:"encrypt"`
-		Password    settings.Secret `koanf:"password" usage:"password"`
+		Addrs       []string      `koanf:"addrs" usage:"host:port of each server"`
+		DialTimeout time.Duration `koanf:"dial_timeout" usage:"longest time to connect"`
+		Pool
+		TLS      bool            `koanf:"tls" usage:"encrypt"`
+		Password settings.Secret `koanf:"password" usage:"password"`
 	} `koanf:"redis"`
 	Body    settings.Bytes    `koanf:"body" usage:"largest body"`
 	Topic   string            `koanf:"topic" usage:"name of the topic"`
