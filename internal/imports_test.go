@@ -58,9 +58,9 @@ var tree = []pkg{
 	// roots: wiring only
 	{"settings", "cobra koanf yaml3", "yaml"},
 	{"telemetry", "", ""},
-	{"shell", "settings telemetry auth policy cobra", ""},
+	{"shell", "settings telemetry auth policy redisstore cobra", ""},
 	{"relay", "wire policy hub reader auth ingest limit problem documents servicebus redisstore httpapi wsapi web settings telemetry shell cors", ""},
-	{"notifier", "wire policy auth problem documents servicebus ingestapi bridge/* settings telemetry shell", ""},
+	{"notifier", "wire policy auth problem documents servicebus redisstore ingestapi bridge/* settings telemetry shell", ""},
 	{"dev", "wire policy auth auth/devissuer devbus web settings telemetry shell relay notifier miniredis", ""},
 	{"cmd/relay", "auth settings telemetry shell relay dev cobra", ""},
 	{"cmd/notifier", "wire servicebus settings telemetry shell notifier cobra", ""},

@@ -3,6 +3,7 @@ package notifier
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"statusrelay/internal/shell"
@@ -29,6 +30,7 @@ type Config struct {
 	PrivateTLS shell.KeyPair    `koanf:"private_tls"`
 	Auth       shell.Auth       `koanf:"auth"`
 	ServiceBus shell.ServiceBus `koanf:"service_bus"`
+	Redis      shell.Redis      `koanf:"redis"` // no address: the notifier uses none
 }
 
 // Defaults is the configuration before anything is configured.
@@ -45,6 +47,7 @@ func Defaults() Config {
 		Log:           shell.Log{Level: "info", Format: "text"},
 		Auth:          shell.DefaultAuth(),
 		ServiceBus:    shell.ServiceBus{Topic: "status"},
+		Redis:         shell.Redis{Prefix: "statusrelay"},
 	}
 }
 
@@ -66,7 +69,7 @@ func (c Config) Validate() error {
 	if c.Rate <= 0 {
 		errs = append(errs, errors.New("rate: not positive"))
 	}
-	errs = append(errs, c.Base().Validate(), c.ServiceBus.Validate())
+	errs = append(errs, c.Base().Validate(), c.ServiceBus.Validate(), c.Redis.Validate())
 	return errors.Join(errs...)
 }
 
@@ -79,4 +82,8 @@ func (c Config) Base() shell.BaseConfig {
 }
 
 // Check reads every file that is named and reports every mistake in them.
-func (c Config) Check() error { return c.Base().Check() }
+func (c Config) Check() error {
+	log := slog.New(slog.DiscardHandler)
+	_, err := c.Redis.Options(shell.NewFiles(log, nil), log, nil)
+	return errors.Join(c.Base().Check(), err)
+}

@@ -18,6 +18,7 @@ import (
 
 	"statusrelay/internal/documents"
 	"statusrelay/internal/ingestapi"
+	"statusrelay/internal/redisstore"
 	"statusrelay/internal/servicebus"
 	"statusrelay/internal/shell"
 	"statusrelay/internal/status"
@@ -34,6 +35,7 @@ type Notifier struct {
 	*shell.Base
 	config    Config
 	publisher *servicebus.Publisher
+	store     *redisstore.Store // nil: without Redis
 	public    *http.Server
 	admin     *http.Server
 	stopping  atomic.Bool
@@ -46,12 +48,16 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 		return nil, err
 	}
 	n := &Notifier{Base: base, config: c}
+	if err := n.connect(); err != nil {
+		n.release()
+		return nil, err
+	}
 	n.publisher, err = servicebus.NewPublisher(servicebus.Options{
 		ConnectionString: c.ServiceBus.ConnectionString.Reveal(), Reread: c.ServiceBus.Reread(), Namespace: c.ServiceBus.Namespace,
 		Topic: c.ServiceBus.Topic, Logger: n.Log, Metrics: n.Metrics,
 	})
 	if err != nil {
-		n.Release()
+		n.release()
 		return nil, fmt.Errorf("service bus: %w", err)
 	}
 	mux := http.NewServeMux()
@@ -64,6 +70,31 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 	n.public = n.NewPublicServer(mux)
 	n.admin = shell.NewServer(telemetry.Private(n.Metrics, n.ready), n.Log)
 	return n, nil
+}
+
+// connect makes the client of Redis, where there is one.
+func (n *Notifier) connect() error {
+	if len(n.config.Redis.Addrs) == 0 {
+		return nil
+	}
+	o, err := n.config.Redis.Options(n.Files, n.Log, n.Metrics)
+	if err != nil {
+		return err
+	}
+	if n.store, err = redisstore.New(o); err != nil {
+		return fmt.Errorf("redis: %w", err)
+	}
+	return nil
+}
+
+// release gives back what New has taken.
+func (n *Notifier) release() {
+	if n.store != nil {
+		if err := n.store.Close(); err != nil {
+			n.Log.Warn("closing redis", "error", err)
+		}
+	}
+	n.Release()
 }
 
 // Publish publishes one update of this process.
@@ -89,7 +120,7 @@ func Send(ctx context.Context, p *servicebus.Publisher, messages []wire.Message)
 
 // Run serves until ctx ends or a part fails.
 func (n *Notifier) Run(ctx context.Context) error {
-	defer n.Release()
+	defer n.release()
 	live, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	parts, live := errgroup.WithContext(live)

@@ -87,9 +87,8 @@ func Defaults() Config {
 		ServiceBus:    shell.ServiceBus{Topic: "status"},
 		Subscription:  "relay",
 		Redis: Redis{
-			Addrs:  []string{"127.0.0.1:6379"},
-			Prefix: "statusrelay", IndexLabels: []string{"owner", "tenant"},
-			TTL: 7 * 24 * time.Hour, TerminalTTL: 24 * time.Hour,
+			Redis:       shell.Redis{Addrs: []string{"127.0.0.1:6379"}, Prefix: "statusrelay"},
+			IndexLabels: []string{"owner", "tenant"}, TTL: 7 * 24 * time.Hour, TerminalTTL: 24 * time.Hour,
 		},
 		Watch: Watch{
 			MaxSockets: 50_000, MaxWatches: 100,
@@ -115,7 +114,7 @@ func (c Config) Validate() error {
 	if err := status.ValidHub(c.DefaultHub); err != nil {
 		errs = append(errs, fmt.Errorf("default_hub: %w", err))
 	}
-	errs = append(errs, c.Redis.validate())
+	errs = append(errs, c.Redis.Validate())
 	if c.Subscription == "" {
 		errs = append(errs, errors.New("subscription: required"))
 	}
@@ -160,7 +159,7 @@ func (c Config) Base() shell.BaseConfig {
 // Check reads every file that is named and reports every mistake in them.
 func (c Config) Check() error {
 	log := slog.New(slog.DiscardHandler)
-	_, err := c.Redis.options(shell.NewFiles(log, nil), log, nil)
+	_, err := c.Redis.Options(shell.NewFiles(log, nil), log, nil)
 	_, linksErr := c.Links.load(shell.NewFiles(log, nil))
 	return errors.Join(c.Base().Check(), err, linksErr)
 }

@@ -19,7 +19,7 @@ func Reindex(ctx context.Context, c Config, log io.Writer, progress func(n int))
 	if err != nil {
 		return 0, fmt.Errorf("log: %w", err)
 	}
-	connect, err := c.Redis.options(shell.NewFiles(logger, nil), logger, nil)
+	connect, err := c.Redis.Options(shell.NewFiles(logger, nil), logger, nil)
 	if err != nil {
 		return 0, err
 	}

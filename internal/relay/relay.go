@@ -82,7 +82,7 @@ func New(ctx context.Context, c Config, o Options) (*Relay, error) {
 // parts builds everything between the broker and the handlers.
 func (r *Relay) parts(links *auth.Links) (err error) {
 	c := r.config
-	connect, err := c.Redis.options(r.Files, r.Log, r.Metrics)
+	connect, err := c.Redis.Options(r.Files, r.Log, r.Metrics)
 	if err != nil {
 		return err
 	}
