@@ -61,8 +61,18 @@ func kits(t *testing.T) []kit {
 		}
 		return path
 	}
+	made := t.TempDir()
+	build := func(name string, args ...string) {
+		if out, err := exec.CommandContext(t.Context(), w.program(name), args...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	csharp := filepath.Join(made, "kit.exe")
+	build("mcs", "-langversion:7.2", "-warnaserror", "-out:"+csharp, "kits/Host.cs",
+		app("csharp/Orders.cs"), app("csharp/Program.cs"), app("csharp/Status.cs"))
 	return []kit{
 		{"javascript", []string{node, "kits/host.cjs"}, []string{"APP=" + app("javascript/src/functions/orders.js"), "NODE_PATH=" + modules}},
+		{"csharp", []string{w.program("mono"), csharp}, nil},
 		{"python", []string{w.program("python3"), "kits/host.py"}, []string{"APP=" + app("python/function_app.py")}},
 	}
 }
