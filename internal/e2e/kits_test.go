@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/http"
 	"os"
@@ -70,11 +71,32 @@ func kits(t *testing.T) []kit {
 	csharp := filepath.Join(made, "kit.exe")
 	build("mcs", "-langversion:7.2", "-warnaserror", "-out:"+csharp, "kits/Host.cs",
 		app("csharp/Orders.cs"), app("csharp/Program.cs"), app("csharp/Status.cs"))
+	java := []string{"-Xlint:all,-serial", "-Werror", "-encoding", "UTF-8", "-d", made}
+	for _, root := range []string{"kits/java", app("java/src/main/java")} {
+		java = append(java, sources(t, root, ".java")...)
+	}
+	build("javac", java...)
 	return []kit{
 		{"javascript", []string{node, "kits/host.cjs"}, []string{"APP=" + app("javascript/src/functions/orders.js"), "NODE_PATH=" + modules}},
+		{"java", []string{w.program("java"), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", made, "host.Host"}, nil},
 		{"csharp", []string{w.program("mono"), csharp}, nil},
 		{"python", []string{w.program("python3"), "kits/host.py"}, []string{"APP=" + app("python/function_app.py")}},
 	}
+}
+
+// sources lists the files of a kind below a directory.
+func sources(t *testing.T, root, kind string) (all []string) {
+	t.Helper()
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if filepath.Ext(path) == kind {
+			all = append(all, path)
+		}
+		return err
+	})
+	if err != nil || len(all) == 0 {
+		t.Fatalf("%d files in %s: %v", len(all), root, err)
+	}
+	return all
 }
 
 // An order is an orchestration of a kit, and what happens to it.
@@ -128,7 +150,7 @@ func (w *world) runs(k kit, o order) (end outcome) {
 	flag := map[bool]string{true: "yes"}
 	cmd := exec.CommandContext(w.ctx, k.command[0], k.command[1:]...)
 	cmd.Env = slices.Concat([]string{
-		"PATH=" + os.Getenv("PATH"), "TZ=Asia/Tokyo", "ServiceBus=" + w.serviceBus,
+		"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "TZ=Asia/Tokyo", "ServiceBus=" + w.serviceBus,
 		"NAME=OrderFulfilment", "INSTANCE=" + o.instance, "INPUT=" + string(input), "START=" + strconv.FormatInt(end.generation, 10),
 		"BINDING=" + flag[o.binding], "REPEAT=" + flag[o.repeat], "UNREACHABLE=" + strconv.Itoa(o.unreachable),
 	}, k.env)
@@ -329,6 +351,7 @@ func kitTellsAnOrderToItsEnd(w *world, r *replica, k kit) {
 func kitRepeatsItsPositions(w *world, r *replica, k kit) {
 	key := kitKey("order-1")
 	end := w.runs(k, order{instance: key.InstanceID, repeat: true})
+	w.settled()
 	before := w.recordEnds(r, key, status.Completed)
 	messages := w.copies()
 	got, want := w.says(messages), wholeOrder(end.generation)

@@ -1,0 +1,3 @@
+package com.azure.identity;
+
+public class DefaultAzureCredential implements com.azure.core.credential.TokenCredential {}

@@ -1,0 +1,9 @@
+package com.microsoft.azure.functions.annotation;
+
+import java.lang.annotation.Retention;
+import java.lang.annotation.RetentionPolicy;
+
+@Retention(RetentionPolicy.RUNTIME)
+public @interface FunctionName {
+    String value();
+}

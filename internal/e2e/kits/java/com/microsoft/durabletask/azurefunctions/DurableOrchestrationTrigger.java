@@ -1,0 +1,9 @@
+package com.microsoft.durabletask.azurefunctions;
+
+import java.lang.annotation.Retention;
+import java.lang.annotation.RetentionPolicy;
+
+@Retention(RetentionPolicy.RUNTIME)
+public @interface DurableOrchestrationTrigger {
+    String name();
+}
