@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the programs that the tests run: redis-server, chromium, nginx, curl,
-# Node 18 or later with npm, and a C compiler for the race detector. Does nothing
-# when they are there. As root on Debian or Ubuntu it installs what is missing;
+# Node 18 or later with npm, a C compiler for the race detector, and what compiles
+# and runs the kits of examples: Python, Mono (7 MB), a JDK. Does nothing when they
+# are there. As root on Debian or Ubuntu it installs what is missing;
 # elsewhere it names it, and the tests that need it fail and say so: a green run
 # means that everything ran.
 set -euo pipefail
@@ -15,6 +16,9 @@ PATH=$PATH:/usr/sbin command -v nginx >/dev/null || missing+=(nginx-light)
 command -v curl >/dev/null || missing+=(curl)
 node -e 'process.exit(process.versions.node.split(".")[0] >= 18 ? 0 : 1)' 2>/dev/null || missing+=(nodejs)
 command -v npm >/dev/null || missing+=(npm)
+command -v python3 >/dev/null || missing+=(python3)
+command -v mcs >/dev/null || missing+=(mono-mcs)
+command -v javac >/dev/null || missing+=(default-jdk-headless)
 ((${#missing[@]})) || exit 0
 
 if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then

@@ -10,10 +10,10 @@ namespace StatusRelay.Kit
 {
     public sealed class Orders
     {
-        readonly ServiceBusSender topic;
+        readonly Lazy<ServiceBusSender> topic;
         readonly ILogger<Orders> log;
 
-        public Orders(ServiceBusSender topic, ILogger<Orders> log)
+        public Orders(Lazy<ServiceBusSender> topic, ILogger<Orders> log)
         {
             this.topic = topic;
             this.log = log;
@@ -55,7 +55,7 @@ namespace StatusRelay.Kit
         static JsonObject At(int percent, string step) => new JsonObject { ["percent"] = percent, ["step"] = step };
 
         [Function("PublishStatus")]
-        public Task PublishStatus([ActivityTrigger] JsonObject update) => topic.SendMessageAsync(Status.Message(update));
+        public Task PublishStatus([ActivityTrigger] JsonObject update) => topic.Value.SendMessageAsync(Status.Message(update));
 
         // The other way, without the SDK: the binding sends the body and nothing else. To use it, name it in Reporter.Report.
         [Function("PublishStatusByBinding")]
@@ -78,7 +78,7 @@ namespace StatusRelay.Kit
                 // … pack the k-th item …
                 try
                 {
-                    await topic.SendMessageAsync(Status.Message(Status.Tick(work["position"].AsObject(), k, At(40 + 50 * k / items, "pack"))));
+                    await topic.Value.SendMessageAsync(Status.Message(Status.Tick(work["position"].AsObject(), k, At(40 + 50 * k / items, "pack"))));
                 }
                 catch (Exception error)
                 {

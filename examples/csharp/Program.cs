@@ -12,7 +12,8 @@ namespace StatusRelay.Kit
         {
             new HostBuilder()
                 .ConfigureFunctionsWorkerDefaults()
-                .ConfigureServices(services => services.AddSingleton(_ => Connect().CreateSender(Status.Topic))) // one connection per process
+                // One connection per process, made when it is first used.
+                .ConfigureServices(services => services.AddSingleton(_ => new Lazy<ServiceBusSender>(() => Connect().CreateSender(Status.Topic))))
                 .Build()
                 .Run();
         }

@@ -1,19 +1,11 @@
 """What an orchestration says about itself to statusrelay.
 
-From the orchestrator with a Reporter, from a long activity with tick(). The message is right by its body alone; what
-else the Service Bus SDK can set is a help.
+From the orchestrator with a Reporter, from a long activity with tick(). servicebus.py and ingest.py are two ways to send
+it; an output binding is a third.
 """
-import asyncio
-import hashlib
-import json
-import logging
-import os
 from datetime import datetime, timedelta, timezone
 
 import azure.durable_functions as df
-from azure.identity.aio import DefaultAzureCredential
-from azure.servicebus import ServiceBusMessage
-from azure.servicebus.aio import ServiceBusClient
 
 HUB = "orders"  # extensions.durableTask.hubName in host.json
 TOPIC = "status"
@@ -48,6 +40,11 @@ class Reporter:
             pass  # Nobody was told, and the order goes on: the next report says it all again.
 
 
+def tick(position, k, custom_status):
+    """The k-th update from within an activity."""
+    return {**position, "sequence": position["sequence"] + min(k, 999), "kind": "progress", "customStatus": custom_status}
+
+
 def event(update):
     """The message: a CloudEvent around the update."""
     now = datetime.now(timezone.utc).isoformat()
@@ -62,50 +59,3 @@ def event(update):
         "datacontenttype": "application/json",
         "data": {**update, "lastUpdatedTime": now},
     }
-
-
-async def send(update):
-    """Sends an update with the SDK, which, unlike an output binding, also sets what the broker goes by."""
-    body = event(update)
-    message = ServiceBusMessage(
-        json.dumps(body),
-        message_id=_short(body["id"]),  # for duplicate detection
-        session_id=_short(f"{update['hub']}/{update['instanceId']}"),
-        subject=body["type"],
-        content_type="application/cloudevents+json",
-        application_properties={"hub": update["hub"], "name": update["name"]},
-    )
-    async with _turn:
-        await _topic().send_messages(message)
-
-
-async def tick(position, k, custom_status):
-    """Sends the k-th update from within an activity. One that is lost is repaired by the next."""
-    try:
-        await send({**position, "sequence": position["sequence"] + min(k, 999), "kind": "progress", "customStatus": custom_status})
-    except Exception as error:
-        logging.warning("no status was sent: %s", type(error).__name__)
-
-
-_sender = None  # one connection per process
-_turn = asyncio.Lock()  # of which the SDK wants one user at a time
-
-
-def _topic():
-    global _sender
-    if _sender is None:
-        connection = os.environ.get("ServiceBus")  # as the bindings read it
-        client = (
-            ServiceBusClient.from_connection_string(connection, retry_total=1)  # the orchestrator tries again
-            if connection
-            else ServiceBusClient(os.environ["ServiceBus__fullyQualifiedNamespace"], DefaultAzureCredential(), retry_total=1)
-        )
-        _sender = client.get_topic_sender(TOPIC)
-    return _sender
-
-
-def _short(text):
-    """Service Bus takes ids of up to 128 characters, which it counts in UTF-16."""
-    if len(text.encode("utf-16-le")) <= 2 * 128:
-        return text
-    return hashlib.sha256(text.encode()).hexdigest()

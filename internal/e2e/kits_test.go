@@ -32,7 +32,7 @@ import (
 //
 //	NAME, INSTANCE, INPUT  the orchestrator's name, instance id and input
 //	START                  first reading of the orchestration's clock, in unix ms
-//	BINDING                not empty: PublishStatus is the activity with the output binding
+//	PUBLISH                the activity that is called for PublishStatus: itself, or the one with the output binding
 //	REPEAT                 not empty: every activity runs twice, since the host died before it knew
 //	UNREACHABLE            how many calls of PublishStatus fail
 //
@@ -80,7 +80,7 @@ func kits(t *testing.T) []kit {
 		{"javascript", []string{node, "kits/host.cjs"}, []string{"APP=" + app("javascript/src/functions/orders.js"), "NODE_PATH=" + modules}},
 		{"java", []string{w.program("java"), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", made, "host.Host"}, nil},
 		{"csharp", []string{w.program("mono"), csharp}, nil},
-		{"python", []string{w.program("python3"), "kits/host.py"}, []string{"APP=" + app("python/function_app.py")}},
+		{"python", []string{w.program("python3"), "kits/host.py"}, []string{"APP=" + app("python/function_app.py"), "INGEST="}},
 	}
 }
 
@@ -105,6 +105,7 @@ type order struct {
 	declined        bool // its card is
 	binding, repeat bool
 	unreachable     int
+	misconfigured   bool // no SDK can connect
 }
 
 // A message is what a kit sends. Without the SDK it is a body.
@@ -147,12 +148,20 @@ func (w *world) runs(k kit, o order) (end outcome) {
 		w.Fatal(err)
 	}
 	end.generation = time.Now().Add(-time.Minute).UnixMilli()
+	serviceBus := w.serviceBus
+	if o.misconfigured {
+		serviceBus = "nonsense"
+	}
+	publish := "PublishStatus"
+	if o.binding {
+		publish = "PublishStatusByBinding"
+	}
 	flag := map[bool]string{true: "yes"}
 	cmd := exec.CommandContext(w.ctx, k.command[0], k.command[1:]...)
 	cmd.Env = slices.Concat([]string{
-		"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "TZ=Asia/Tokyo", "ServiceBus=" + w.serviceBus,
+		"PATH=" + os.Getenv("PATH"), "LC_ALL=C.UTF-8", "TZ=Asia/Tokyo", "ServiceBus=" + serviceBus,
 		"NAME=OrderFulfilment", "INSTANCE=" + o.instance, "INPUT=" + string(input), "START=" + strconv.FormatInt(end.generation, 10),
-		"BINDING=" + flag[o.binding], "REPEAT=" + flag[o.repeat], "UNREACHABLE=" + strconv.Itoa(o.unreachable),
+		"PUBLISH=" + publish, "REPEAT=" + flag[o.repeat], "UNREACHABLE=" + strconv.Itoa(o.unreachable),
 	}, k.env)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var complained strings.Builder
@@ -435,13 +444,16 @@ func kitTriesAgain(w *world, r *replica, k kit) {
 	}
 }
 
-// Reports that never get through neither fail an order nor hide why one failed.
+// Reports and ticks that never get through neither fail an order nor hide why one failed.
 func kitGoesOnWhenNobodyCanBeTold(w *world, _ *replica, k kit) {
-	if end := w.runs(k, order{instance: "order-1", unreachable: 1000}); end.Ended != "Completed" || !strings.Contains(string(end.Output), "parcel of 3") {
+	if end := w.runs(k, order{instance: "order-1", misconfigured: true}); end.Ended != "Completed" || !strings.Contains(string(end.Output), "parcel of 3") {
 		w.Errorf("got %+v", end)
 	}
-	if end := w.runs(k, order{instance: "order-2", unreachable: 1000, declined: true}); end.Ended != "Failed" || !strings.Contains(end.Error, "card declined") {
+	if end := w.runs(k, order{instance: "order-2", misconfigured: true, declined: true}); end.Ended != "Failed" || !strings.Contains(end.Error, "card declined") {
 		w.Errorf("got %+v", end)
+	}
+	if n := len(w.copies()); n != 0 {
+		w.Errorf("%d messages got through", n)
 	}
 }
 

@@ -257,8 +257,10 @@ namespace Azure.Messaging.ServiceBus
 
         public ServiceBusClient(string connectionString, ServiceBusClientOptions options)
         {
-            if (!connectionString.StartsWith("Endpoint=sb://") || ++made > 1)
-                throw new ArgumentException("one connection per process");
+            if (!connectionString.StartsWith("Endpoint=sb://"))
+                throw new FormatException("no connection string");
+            if (++made > 1)
+                Host.Die("one connection per process");
         }
 
         public ServiceBusClient(string fullyQualifiedNamespace, DefaultAzureCredential credential, ServiceBusClientOptions options) { }
@@ -340,9 +342,9 @@ namespace Microsoft.Extensions.DependencyInjection
 
     public sealed class Services : IServiceCollection
     {
-        internal readonly Dictionary<Type, object> All = new Dictionary<Type, object>();
+        internal readonly Dictionary<Type, Lazy<object>> All = new Dictionary<Type, Lazy<object>>();
 
-        internal object Of(Type t) => All.TryGetValue(t, out var service) ? service
+        internal object Of(Type t) => All.TryGetValue(t, out var service) ? service.Value
             : Activator.CreateInstance(typeof(Logger<>).MakeGenericType(t.GetGenericArguments()));
     }
 
@@ -350,7 +352,7 @@ namespace Microsoft.Extensions.DependencyInjection
     {
         public static IServiceCollection AddSingleton<T>(this IServiceCollection services, Func<IServiceProvider, T> factory) where T : class
         {
-            ((Services)services).All[typeof(T)] = factory(null);
+            ((Services)services).All[typeof(T)] = new Lazy<object>(() => factory(null));
             return services;
         }
     }
@@ -557,8 +559,8 @@ sealed class Host
         string name = call.Name;
         if (name == "PublishStatus" && unreachable-- > 0)
             throw new Exception("no broker");
-        if (name == "PublishStatus" && Env("BINDING") == "yes")
-            name = "PublishStatusByBinding";
+        if (name == "PublishStatus")
+            name = Env("PUBLISH");
         object result = Invoke(name, call.Input);
         return Env("REPEAT") == "yes" ? Invoke(name, call.Input) : result; // the first time the host died before it knew
     }

@@ -5,7 +5,7 @@
 // What to run comes from the environment, and what came of it is printed, as kits_test.go says.
 "use strict";
 const Module = require("node:module");
-const { APP, NAME, INSTANCE, INPUT, START, BINDING, REPEAT, UNREACHABLE } = process.env;
+const { APP, NAME, INSTANCE, INPUT, START, PUBLISH, REPEAT, UNREACHABLE } = process.env;
 
 // The worker hands @azure/functions-core to whoever requires it.
 const functions = new Map();
@@ -57,7 +57,7 @@ async function activity(name, input) {
     unreachable--;
     throw new Error("no broker");
   }
-  if (name === "PublishStatus" && BINDING) name = "PublishStatusByBinding";
+  if (name === "PublishStatus") name = PUBLISH;
   if (REPEAT) await invoke(name, input); // the host died before it knew
   return invoke(name, input);
 }

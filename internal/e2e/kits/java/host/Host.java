@@ -195,8 +195,8 @@ public final class Host {
         if (name.equals("PublishStatus") && unreachable-- > 0) {
             throw new InvocationTargetException(new IllegalStateException("no broker"));
         }
-        if (name.equals("PublishStatus") && "yes".equals(System.getenv("BINDING"))) {
-            name = "PublishStatusByBinding";
+        if (name.equals("PublishStatus")) {
+            name = System.getenv("PUBLISH");
         }
         if ("yes".equals(System.getenv("REPEAT"))) {
             invoke(functions.get(name), call.input); // the host died before it knew

@@ -80,7 +80,7 @@ public final class Status {
                 .setContentType("application/cloudevents+json");
         message.getApplicationProperties().put("hub", m.hub);
         message.getApplicationProperties().put("name", m.name);
-        Topic.SENDER.sendMessage(message);
+        topic().sendMessage(message);
     }
 
     /** Sends the k-th update from within an activity. */
@@ -111,17 +111,18 @@ public final class Status {
         }
     }
 
-    /** One connection per process, made when it is first used. */
-    private static final class Topic {
-        static final ServiceBusSenderClient SENDER = connect().sender().topicName(TOPIC).buildClient();
+    private static ServiceBusSenderClient sender; // one connection per process, made when it is first used
 
-        private static ServiceBusClientBuilder connect() {
+    private static synchronized ServiceBusSenderClient topic() {
+        if (sender == null) {
             ServiceBusClientBuilder builder = new ServiceBusClientBuilder()
                     .retryOptions(new AmqpRetryOptions().setMaxRetries(1).setTryTimeout(Duration.ofSeconds(10))); // the orchestrator tries again
             String connection = System.getenv("ServiceBus"); // as the bindings read it
-            return connection != null
+            builder = connection != null
                     ? builder.connectionString(connection)
                     : builder.credential(System.getenv("ServiceBus__fullyQualifiedNamespace"), new DefaultAzureCredentialBuilder().build());
+            sender = builder.sender().topicName(TOPIC).buildClient();
         }
+        return sender;
     }
 }

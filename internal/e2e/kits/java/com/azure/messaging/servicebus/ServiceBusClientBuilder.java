@@ -33,8 +33,11 @@ public final class ServiceBusClientBuilder {
         }
 
         public ServiceBusSenderClient buildClient() {
-            if (!connectionString.startsWith("Endpoint=sb://") || !topic.equals("status") || ++made > 1) {
-                throw new IllegalStateException("one connection per process, to the topic");
+            if (!connectionString.startsWith("Endpoint=sb://")) {
+                throw new IllegalArgumentException("no connection string");
+            }
+            if (!topic.equals("status") || ++made > 1) {
+                throw new AssertionError("one connection per process, to the topic");
             }
             return new ServiceBusSenderClient();
         }
