@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/xml"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -39,54 +41,65 @@ import (
 // and prints, one JSON object per line, the messages that the stand-in of an SDK
 // or a binding was given (see message), and at last what became of it (see outcome).
 type kit struct {
-	name    string
 	command []string
 	env     []string
 }
 
-// kits makes what there is of the examples ready to run.
-func kits(t *testing.T) []kit {
-	w := &world{TB: t}
-	node := w.program("node")
+func csharpKit(w *world) kit {
+	made := filepath.Join(w.TempDir(), "kit.exe")
+	w.builds("mcs", slices.Concat([]string{"-langversion:7.2", "-warnaserror", "-out:" + made, "kits/Host.cs"}, sources(w, inExamples(w, "csharp"), ".cs"))...)
+	return kit{command: []string{w.program("mono"), made}}
+}
+
+func javaKit(w *world) kit {
+	made := w.TempDir()
+	w.builds("javac", slices.Concat([]string{"-Xlint:all,-serial", "-Werror", "-encoding", "UTF-8", "-d", made},
+		sources(w, "kits/java", ".java"), sources(w, inExamples(w, "java/src/main/java"), ".java"))...)
+	return kit{command: []string{w.program("java"), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", made, "host.Host"}}
+}
+
+func javascriptKit(w *world) kit {
 	modules, err := filepath.Abs(filepath.Join(clients, "node_modules"))
 	if err != nil {
-		t.Fatal(err)
+		w.Fatal(err)
 	}
-	app := func(path string) string {
-		path, err := filepath.Abs(filepath.Join("../../examples", path))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := os.Stat(path); err != nil {
-			t.Fatal(err)
-		}
-		return path
+	return kit{
+		command: []string{w.program("node"), "kits/host.cjs"},
+		env:     []string{"APP=" + inExamples(w, "javascript/src/functions/orders.js"), "NODE_PATH=" + modules},
 	}
-	made := t.TempDir()
-	build := func(name string, args ...string) {
-		if out, err := exec.CommandContext(t.Context(), w.program(name), args...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+}
+
+func pythonKit(w *world) kit {
+	return kit{
+		command: []string{w.program("python3"), "kits/host.py"},
+		env:     []string{"APP=" + inExamples(w, "python/function_app.py"), "INGEST="},
 	}
-	csharp := filepath.Join(made, "kit.exe")
-	build("mcs", "-langversion:7.2", "-warnaserror", "-out:"+csharp, "kits/Host.cs",
-		app("csharp/Orders.cs"), app("csharp/Program.cs"), app("csharp/Status.cs"))
-	java := []string{"-Xlint:all,-serial", "-Werror", "-encoding", "UTF-8", "-d", made}
-	for _, root := range []string{"kits/java", app("java/src/main/java")} {
-		java = append(java, sources(t, root, ".java")...)
+}
+
+// inExamples is the path of something in the examples.
+func inExamples(w *world, path string) string {
+	w.Helper()
+	path, err := filepath.Abs(filepath.Join("../../examples", path))
+	if err == nil {
+		_, err = os.Stat(path)
 	}
-	build("javac", java...)
-	return []kit{
-		{"javascript", []string{node, "kits/host.cjs"}, []string{"APP=" + app("javascript/src/functions/orders.js"), "NODE_PATH=" + modules}},
-		{"java", []string{w.program("java"), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", made, "host.Host"}, nil},
-		{"csharp", []string{w.program("mono"), csharp}, nil},
-		{"python", []string{w.program("python3"), "kits/host.py"}, []string{"APP=" + app("python/function_app.py"), "INGEST="}},
+	if err != nil {
+		w.Fatal(err)
+	}
+	return path
+}
+
+// builds runs a compiler.
+func (w *world) builds(compiler string, args ...string) {
+	w.Helper()
+	if out, err := exec.CommandContext(w.ctx, w.program(compiler), args...).CombinedOutput(); err != nil {
+		w.Fatalf("%v: %s", err, out)
 	}
 }
 
 // sources lists the files of a kind below a directory.
-func sources(t *testing.T, root, kind string) (all []string) {
-	t.Helper()
+func sources(w *world, root, kind string) (all []string) {
+	w.Helper()
 	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 		if filepath.Ext(path) == kind {
 			all = append(all, path)
@@ -94,7 +107,7 @@ func sources(t *testing.T, root, kind string) (all []string) {
 		return err
 	})
 	if err != nil || len(all) == 0 {
-		t.Fatalf("%d files in %s: %v", len(all), root, err)
+		w.Fatalf("%d files in %s: %v", len(all), root, err)
 	}
 	return all
 }
@@ -297,9 +310,12 @@ func (w *world) recordEnds(r *replica, k status.Key, want status.RuntimeStatus) 
 // What the kits of examples publish is right: however often an orchestrator is
 // replayed and an activity is repeated, and whatever way the messages take.
 func TestKits(t *testing.T) {
-	for _, k := range kits(t) {
-		t.Run(k.name, func(t *testing.T) {
+	for name, ready := range map[string]func(*world) kit{
+		"csharp": csharpKit, "java": javaKit, "javascript": javascriptKit, "python": pythonKit,
+	} {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			k := ready(&world{TB: t, ctx: t.Context()})
 			for name, test := range map[string]func(*world, *replica, kit){
 				"TellsAnOrderToItsEnd":       kitTellsAnOrderToItsEnd,
 				"RepeatsItsPositions":        kitRepeatsItsPositions,
@@ -471,6 +487,74 @@ func kitFitsIDsIntoWhatABrokerTakes(w *world, r *replica, k kit) {
 		hash := func(s string) string { sum := sha256.Sum256([]byte(s)); return hex.EncodeToString(sum[:]) }
 		if m.MessageID != hash(u.ID) || m.SessionID == nil || *m.SessionID != hash(key.String()) {
 			w.Errorf("got the ids %q and %v, want hashes of %q and %q", m.MessageID, m.SessionID, u.ID, key)
+		}
+	}
+}
+
+// Python can post to the notifier instead, which sets around a body what the SDK's
+// users set themselves.
+func TestKitPostsToTheNotifier(t *testing.T) {
+	t.Parallel()
+	w := newKitWorld(t)
+	r, n := w.relay(nil), w.notifier()
+	ingest := pythonKit(w)
+	ingest.env = append(ingest.env, "INGEST=yes", "STATUSRELAY_NOTIFIER="+n.base, "STATUSRELAY_TOKEN="+w.publisher)
+	kitTellsAnOrderToItsEnd(w, r, ingest)
+	kitFitsIDsIntoWhatABrokerTakes(w, r, ingest)
+
+	n.stop()
+	ingest.env[len(ingest.env)-1] = "STATUSRELAY_TOKEN=" + w.customer
+	kitGoesOnWhenNobodyCanBeTold(w, r, ingest)
+	m := w.notifier()
+	ingest.env[len(ingest.env)-2] = "STATUSRELAY_NOTIFIER=" + m.base // which refuses the customer
+	kitGoesOnWhenNobodyCanBeTold(w, r, ingest)
+}
+
+// What stands beside the code of a kit can be read, and agrees with it.
+func TestKitSettings(t *testing.T) {
+	w := &world{TB: t, ctx: t.Context()}
+	read := func(path string) []byte {
+		text, err := os.ReadFile(inExamples(w, path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	for name, runtime := range map[string]string{"csharp": "dotnet-isolated", "java": "java", "javascript": "node", "python": "python"} {
+		host := parse[struct {
+			Version    string
+			Extensions struct{ DurableTask struct{ HubName string } }
+		}](w, read(name+"/host.json"))
+		if host.Version != "2.0" || host.Extensions.DurableTask.HubName != kitHub {
+			t.Errorf("%s: host.json says %+v", name, host)
+		}
+		settings := parse[struct{ Values map[string]string }](w, read(name+"/local.settings.template.json"))
+		if want := map[string]string{
+			"FUNCTIONS_WORKER_RUNTIME": runtime, "AzureWebJobsStorage": "UseDevelopmentStorage=true",
+			"ServiceBus__fullyQualifiedNamespace": "YOUR-NAMESPACE.servicebus.windows.net",
+		}; !maps.Equal(settings.Values, want) {
+			t.Errorf("%s: got the settings %v, want %v", name, settings.Values, want)
+		}
+	}
+	for _, path := range []string{"csharp/Kit.csproj", "java/pom.xml"} {
+		if err := xml.Unmarshal(read(path), new(struct{})); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+
+	// The JavaScript kit asks for what it was run with.
+	asked := parse[struct{ Dependencies map[string]string }](w, read("javascript/package.json")).Dependencies
+	for module, want := range asked {
+		text, err := os.ReadFile(filepath.Join(clients, "node_modules", module, "package.json"))
+		if module == "@azure/identity" && errors.Is(err, fs.ErrNotExist) {
+			continue // nobody here would know it
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		major, _, _ := strings.Cut(strings.TrimPrefix(want, "^"), ".")
+		if got := parse[struct{ Version string }](w, text).Version; !strings.HasPrefix(got, major+".") {
+			t.Errorf("it asks for %s %s and was run with %s", module, want, got)
 		}
 	}
 }
