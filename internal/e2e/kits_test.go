@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +24,7 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
+	"github.com/goccy/go-yaml"
 
 	"statusrelay/internal/devbus"
 	"statusrelay/internal/status"
@@ -185,7 +188,9 @@ func (w *world) runs(k kit, o order) (end outcome) {
 	}
 	lines := bytes.Split(bytes.TrimSpace(out), []byte("\n"))
 	for _, line := range lines[:len(lines)-1] {
-		w.publishes(parse[message](w, line))
+		if err := w.publish(parse[message](w, line)); err != nil {
+			w.Fatal(err)
+		}
 	}
 	last := parse[outcome](w, lines[len(lines)-1])
 	last.generation = end.generation
@@ -195,9 +200,8 @@ func (w *world) runs(k kit, o order) (end outcome) {
 	return last
 }
 
-// publishes sends a message as the SDK or the binding would.
-func (w *world) publishes(m message) {
-	w.Helper()
+// publish sends a message as an SDK or a binding would.
+func (w *world) publish(m message) error {
 	given := func(s string) *string {
 		if s == "" {
 			return nil
@@ -210,19 +214,17 @@ func (w *world) publishes(m message) {
 	}
 	client, err := azservicebus.NewClientFromConnectionString(w.serviceBus, nil)
 	if err != nil {
-		w.Fatal(err)
+		return err
 	}
 	defer client.Close(w.ctx)
 	to, err := client.NewSender(topic, nil)
 	if err != nil {
-		w.Fatal(err)
+		return err
 	}
-	if err := to.SendMessage(w.ctx, &azservicebus.Message{
+	return to.SendMessage(w.ctx, &azservicebus.Message{
 		Body: []byte(m.Body), MessageID: given(m.MessageID), SessionID: given(m.SessionID), Subject: given(m.Subject),
 		ContentType: given(m.ContentType), ApplicationProperties: properties,
-	}, nil); err != nil {
-		w.Fatal(err)
-	}
+	}, nil)
 }
 
 // copies takes what has been sent out of the other subscription.
@@ -484,8 +486,7 @@ func kitFitsIDsIntoWhatABrokerTakes(w *world, r *replica, k kit) {
 	}
 	for _, m := range messages {
 		u, _ := wire.Decode(m.Body, time.Now())
-		hash := func(s string) string { sum := sha256.Sum256([]byte(s)); return hex.EncodeToString(sum[:]) }
-		if m.MessageID != hash(u.ID) || m.SessionID == nil || *m.SessionID != hash(key.String()) {
+		if m.MessageID != fit(u.ID) || m.SessionID == nil || *m.SessionID != fit(key.String()) {
 			w.Errorf("got the ids %q and %v, want hashes of %q and %q", m.MessageID, m.SessionID, u.ID, key)
 		}
 	}
@@ -508,6 +509,110 @@ func TestKitPostsToTheNotifier(t *testing.T) {
 	m := w.notifier()
 	ingest.env[len(ingest.env)-2] = "STATUSRELAY_NOTIFIER=" + m.base // which refuses the customer
 	kitGoesOnWhenNobodyCanBeTold(w, r, ingest)
+}
+
+// A Dapr Workflow publishes through its sidecar, which adds to the event what it
+// always adds, and sets of what is around it what the workflow says.
+func TestDaprWorkflowPublishesThroughItsSidecar(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]func(*world, *replica, kit){
+		"IsTold":                   daprIsTold,
+		"RepeatsItsPositions":      kitRepeatsItsPositions,
+		"TellsAFailureAndRaisesIt": kitTellsAFailureAndRaisesIt,
+		"TriesAgain":               kitTriesAgain,
+		"GoesOnWhenNobodyCanBeTold": func(w *world, r *replica, k kit) {
+			k.env = append(k.env, "DAPR_HTTP_PORT=1")
+			kitGoesOnWhenNobodyCanBeTold(w, r, k)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newKitWorld(t)
+			_, port, err := net.SplitHostPort(w.sidecar())
+			if err != nil {
+				t.Fatal(err)
+			}
+			test(w, w.relay(nil), kit{
+				command: []string{w.program("python3"), "kits/host.py"},
+				env:     []string{"APP=" + inExamples(w, "dapr/workflow.py"), "INGEST=", "DAPR_HTTP_PORT=" + port},
+			})
+		})
+	}
+}
+
+func daprIsTold(w *world, r *replica, k kit) {
+	key := kitKey(`Größe "17" & Co+` + strings.Repeat("订", 239))
+	watcher := w.watch(r, w.customer, key)
+	end := w.runs(k, order{instance: key.InstanceID})
+	watcher.sees(key, 100)
+	v := w.recordEnds(r, key, status.Completed)
+	if end.Ended != "Completed" || v.Partial || !jsonEqual(v.Output, `{"parcel":"parcel of 3"}`) {
+		w.Errorf("got %+v and %+v", end, v)
+	}
+	messages := w.copies()
+	if got, want := w.says(messages), wholeOrder(end.generation); !slices.Equal(got, want) {
+		w.Errorf("got\n%v, want\n%v", got, want)
+	}
+	for _, m := range messages {
+		u, _ := wire.Decode(m.Body, time.Now())
+		if m.MessageID != fit(u.ID) || m.SessionID == nil || *m.SessionID != fit(key.String()) || u.Traceparent == "" {
+			w.Errorf("got %+v", m)
+		}
+	}
+}
+
+// sidecar serves Dapr's HTTP API of publishing, with the component of the example.
+func (w *world) sidecar() (addr string) {
+	w.Helper()
+	text, err := os.ReadFile(inExamples(w, "dapr/statusrelay.yaml"))
+	if err != nil {
+		w.Fatal(err)
+	}
+	var component struct {
+		APIVersion string `yaml:"apiVersion"`
+		Kind       string
+		Metadata   struct{ Name string }
+		Spec       struct {
+			Type, Version string
+			Metadata      []struct{ Name, Value string }
+		}
+		Scopes []string
+	}
+	if err := yaml.UnmarshalWithOptions(text, &component, yaml.Strict()); err != nil {
+		w.Fatal(err)
+	}
+	if component.APIVersion != "dapr.io/v1alpha1" || component.Kind != "Component" || component.Spec.Type != "pubsub.azure.servicebus.topics" ||
+		component.Spec.Version != "v1" || len(component.Scopes) == 0 {
+		w.Fatalf("got the component %+v", component)
+	}
+	for _, m := range component.Spec.Metadata {
+		if !slices.Contains([]string{"namespaceName", "disableEntityManagement"}, m.Name) || m.Value == "" {
+			w.Fatalf("Dapr knows no %q", m.Name)
+		}
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		var event map[string]any
+		if r.Method != http.MethodPost || r.URL.Path != "/v1.0/publish/"+component.Metadata.Name+"/"+topic ||
+			r.Header.Get("Content-Type") != "application/cloudevents+json" || json.NewDecoder(r.Body).Decode(&event) != nil {
+			http.Error(rw, "", http.StatusBadRequest)
+			return
+		}
+		trace := "00-113ad9c4e42b27583ae98ba698d54255-e3743e35ff56f219-01"
+		maps.Copy(event, map[string]any{
+			"pubsubname": component.Metadata.Name, "topic": topic, "traceid": trace, "traceparent": trace, "tracestate": "",
+		})
+		body, err := json.Marshal(event)
+		if err == nil {
+			q := r.URL.Query()
+			err = w.publish(message{Body: string(body), MessageID: q.Get("metadata.MessageId"), SessionID: q.Get("metadata.SessionId")})
+		}
+		if err != nil {
+			http.Error(rw, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		rw.WriteHeader(http.StatusNoContent)
+	}))
+	w.Cleanup(server.Close)
+	return server.Listener.Addr().String()
 }
 
 // What stands beside the code of a kit can be read, and agrees with it.
@@ -557,6 +662,12 @@ func TestKitSettings(t *testing.T) {
 			t.Errorf("it asks for %s %s and was run with %s", module, want, got)
 		}
 	}
+}
+
+// fit is what takes the place of an id that is too long for a broker.
+func fit(id string) string {
+	sum := sha256.Sum256([]byte(id))
+	return hex.EncodeToString(sum[:])
 }
 
 func jsonEqual(got json.RawMessage, want string) bool {

@@ -1,10 +1,11 @@
-"""A Functions host for the kit in examples/python.
+"""A Functions host for the kit in examples/python, and a workflow engine for that in examples/dapr.
 
-The packages that the kit imports are not to be had where the tests run, so there are stand-ins of them here: no more of
-each than the kit uses, with the names and parameters that the real ones have. What to run comes from the environment,
+The packages that they import are not to be had where the tests run, so there are stand-ins of them here: no more of
+each than is used, with the names and parameters that the real ones have. What to run comes from the environment,
 and what came of it is printed, as kits_test.go says.
 """
 import asyncio
+import importlib
 import json
 import logging
 import os
@@ -87,13 +88,13 @@ class Out:
         say({"body": value})
 
 
-class DFApp:
-    def __init__(self):
-        self.functions = {}
+functions = {}
 
+
+class DFApp:
     def function_name(self, name):
         def decorate(f):
-            self.functions[name] = f
+            functions[name] = f
             return f
         return decorate
 
@@ -147,6 +148,44 @@ class DurableOrchestrationContext:
         return Call(name, input_, retry_options.max_number_of_attempts)
 
 
+# dapr.ext.workflow.
+
+class WorkflowRuntime:
+    def workflow(self, *, name):
+        def decorate(f):
+            functions[name] = lambda context: f(DaprWorkflowContext(context), context.get_input())
+            return f
+        return decorate
+
+    def activity(self, *, name):
+        def decorate(f):
+            def activity(input_):
+                return f(None, input_)
+            activity.bound = ("input_",)
+            f.registered = name
+            functions[name] = activity
+            return f
+        return decorate
+
+
+@dataclass
+class RetryPolicy:
+    first_retry_interval: timedelta
+    max_number_of_attempts: int
+
+
+class DaprWorkflowContext:
+    def __init__(self, context):
+        self._context, self.instance_id = context, context.instance_id
+
+    @property
+    def current_utc_datetime(self):
+        return self._context.current_utc_datetime.replace(tzinfo=None)  # as the real one is
+
+    def call_activity(self, activity, *, input=None, retry_policy=None):
+        return Call(activity.registered, input, retry_policy.max_number_of_attempts if retry_policy else 1)
+
+
 module("azure")
 module("azure.functions", Out=Out)
 module("azure.durable_functions", DFApp=DFApp, RetryOptions=RetryOptions, DurableOrchestrationContext=DurableOrchestrationContext)
@@ -155,14 +194,17 @@ module("azure.servicebus.aio", ServiceBusClient=ServiceBusClient)
 module("azure.identity")
 module("azure.identity.aio", DefaultAzureCredential=object)
 
+module("dapr")
+module("dapr.ext")
+module("dapr.ext.workflow", WorkflowRuntime=WorkflowRuntime, RetryPolicy=RetryPolicy, DaprWorkflowContext=DaprWorkflowContext,
+       WorkflowActivityContext=object)
+
 logging.basicConfig(stream=sys.stderr)
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(APP))
 if INGEST:
-    import ingest  # noqa: E402
-
-    sys.modules["servicebus"] = ingest  # the line that is to be changed
-from function_app import app  # noqa: E402
+    sys.modules["servicebus"] = importlib.import_module("ingest")  # the line that is to be changed
+importlib.import_module(os.path.splitext(os.path.basename(APP))[0])
 
 unreachable = int(os.environ["UNREACHABLE"])
 
@@ -174,7 +216,7 @@ async def activity(name, input_):
             unreachable -= 1
             raise RuntimeError("no broker")
         name = PUBLISH
-    f = app.functions[name]
+    f = functions[name]
     input_ = json.loads(json.dumps(input_))  # as it travels
     for _ in range(2 if REPEAT else 1):  # the first time the host died before it knew
         result = f(input_, Out()) if len(f.bound) == 2 else f(input_)
@@ -198,7 +240,7 @@ async def main():
         episodes += 1
         context = DurableOrchestrationContext()
         context.current_utc_datetime = start
-        generator = app.functions[NAME](context)
+        generator = functions[NAME](context)
         try:
             call = next(generator)
             for done in history:
