@@ -428,7 +428,8 @@ func kitTellsAFailureAndRaisesIt(w *world, r *replica, k kit) {
 	if v.percent() != 10 || !strings.Contains(string(v.Failure), "card declined") || len(v.Output) > 0 {
 		w.Errorf("the record: got %+v with %s", v, v.Failure)
 	}
-	if got, want := w.says(w.copies()), append(wholeOrder(end.generation)[:1], said{end.generation, 2000, status.KindLifecycle, status.Failed, ""}); !slices.Equal(got, want) {
+	want := append(wholeOrder(end.generation)[:1], said{end.generation, 2000, status.KindLifecycle, status.Failed, ""})
+	if got := w.says(w.copies()); !slices.Equal(got, want) {
 		w.Errorf("got\n%v, want\n%v", got, want)
 	}
 }

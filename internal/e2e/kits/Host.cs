@@ -569,7 +569,8 @@ sealed class Host
     {
         MethodInfo f = functions[name];
         object on = f.IsStatic ? null
-            : Activator.CreateInstance(f.DeclaringType, f.DeclaringType.GetConstructors()[0].GetParameters().Select(p => services.Of(p.ParameterType)).ToArray());
+            : Activator.CreateInstance(f.DeclaringType,
+                f.DeclaringType.GetConstructors()[0].GetParameters().Select(p => services.Of(p.ParameterType)).ToArray());
         bool text = f.GetParameters().Single().ParameterType == typeof(string);
         object result = f.Invoke(on, new[] { text ? (object)(string)input : input.DeepClone() });
         if (result is Task task)
