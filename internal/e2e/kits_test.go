@@ -103,7 +103,10 @@ func (w *world) builds(compiler string, args ...string) {
 // sources lists the files of a kind below a directory.
 func sources(w *world, root, kind string) (all []string) {
 	w.Helper()
-	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Name() == "obj" {
+			return fs.SkipDir // of somebody who has built the kit
+		}
 		if filepath.Ext(path) == kind {
 			all = append(all, path)
 		}
