@@ -68,8 +68,9 @@ type Subscription struct {
 }
 
 // Stats counts the messages of a queue, a subscription or a dead-letter queue. A topic knows
-// TotalEnqueued only.
+// Scheduled and TotalEnqueued only.
 type Stats struct {
+	Scheduled    int // to be enqueued later; not yet in any subscription of a topic
 	Active       int // to be delivered
 	Locked       int
 	Deferred     int
@@ -119,6 +120,9 @@ type inbox struct {
 
 	mu       sync.Mutex // one batch at a time, so that all stores have room or none takes it
 	sequence int64
+	waiting  []*payload  // scheduled, the next to be enqueued first
+	timer    *time.Timer // of the next one; nil: none waits
+	closed   bool
 }
 
 // New makes the namespace. Nothing runs until Serve or ServeConn. It panics when two entities
@@ -190,15 +194,21 @@ func (b *Bus) Stats(entity string) (Stats, error) {
 	if p != nil {
 		return Stats{}, fmt.Errorf("%w: %s", ErrUnknownEntity, entity)
 	}
-	if n.store == nil {
-		n.inbox.mu.Lock()
-		defer n.inbox.mu.Unlock()
-		return Stats{TotalEnqueued: n.inbox.sequence}, nil
+	if n.inbox == nil {
+		return n.store.stats(), nil
 	}
-	return n.store.stats(), nil
+	n.inbox.mu.Lock()
+	defer n.inbox.mu.Unlock()
+	st := Stats{TotalEnqueued: n.inbox.sequence}
+	if n.store != nil {
+		st = n.store.stats()
+	}
+	st.Scheduled = len(n.inbox.waiting)
+	return st, nil
 }
 
-// publish stores a batch in every subscription, or refuses it whole.
+// publish stores a batch in every subscription, or refuses it whole. What is scheduled has its room
+// there from now on.
 func (in *inbox) publish(batch []*payload) *problem {
 	var size int64
 	for _, p := range batch {
@@ -211,17 +221,78 @@ func (in *inbox) publish(batch []*payload) *problem {
 			return errFull(s.name)
 		}
 	}
+	for _, s := range in.stores {
+		s.budget.Add(-size)
+	}
 	now := time.Now()
+	active := make([]*payload, 0, len(batch))
+	for _, p := range batch {
+		if p.due.After(now) {
+			in.schedule(p)
+		} else {
+			active = append(active, p)
+		}
+	}
+	in.enqueue(active, now)
+	return nil
+}
+
+// enqueue makes messages active in every subscription.
+func (in *inbox) enqueue(batch []*payload, now time.Time) {
 	var first int64
 	if in.topic {
 		first = in.sequence + 1
 	}
 	for _, s := range in.stores {
-		s.budget.Add(-size)
 		s.enqueue(batch, first, now)
 	}
 	in.sequence += int64(len(batch))
-	return nil
+}
+
+// schedule puts a message behind those that are due no later.
+func (in *inbox) schedule(p *payload) {
+	at, _ := slices.BinarySearchFunc(in.waiting, p.due, func(other *payload, due time.Time) int {
+		if other.due.After(due) {
+			return 1
+		}
+		return -1
+	})
+	in.waiting = slices.Insert(in.waiting, at, p)
+	if at == 0 {
+		in.wait()
+	}
+}
+
+// wait sets the timer to when the next message is due.
+func (in *inbox) wait() {
+	if in.timer != nil {
+		in.timer.Stop()
+		in.timer = nil
+	}
+	if len(in.waiting) > 0 && !in.closed {
+		in.timer = time.AfterFunc(time.Until(in.waiting[0].due), func() { in.activate(time.Now()) })
+	}
+}
+
+// activate enqueues what is due by then and says how many that were.
+func (in *inbox) activate(by time.Time) (n int) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	for n < len(in.waiting) && !in.waiting[n].due.After(by) {
+		n++
+	}
+	in.enqueue(in.waiting[:n], time.Now())
+	in.waiting = slices.Delete(in.waiting, 0, n)
+	in.wait()
+	return n
+}
+
+// close stops the timer: what waits, waits.
+func (in *inbox) close() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.closed = true
+	in.wait()
 }
 
 func errFull(name string) *problem {
@@ -333,6 +404,9 @@ func (b *Bus) Close() error {
 	}
 	b.active.Wait()
 	for _, n := range b.nodes {
+		if n.inbox != nil {
+			n.inbox.close()
+		}
 		if n.store != nil {
 			n.store.close()
 		}

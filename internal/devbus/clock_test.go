@@ -130,6 +130,51 @@ func TestLockDurationIsTheEntitysOwn(t *testing.T) {
 	})
 }
 
+func TestScheduledMessageComesInItsTime(t *testing.T) {
+	inBubble(t, standard(), func(h *harness) {
+		s := h.sender(queue)
+		begin := time.Now()
+		h.schedule(s, time.Minute, "later")
+		h.schedule(s, 3*time.Second, "soon", "soon, too")
+		h.schedule(s, -time.Hour, "at once")
+		h.send(s, "now")
+		batch, err := s.NewMessageBatch(h.ctx, nil)
+		h.must(err)
+		due := begin.Add(10 * time.Second)
+		h.must(batch.AddMessage(&azservicebus.Message{Body: []byte("in a batch"), ScheduledEnqueueTime: &due}, nil))
+		h.must(batch.AddMessage(&azservicebus.Message{Body: []byte("beside it")}, nil))
+		h.must(s.SendMessageBatch(h.ctx, batch, nil))
+		r := h.receiver(nil)
+		for i, want := range []struct {
+			body  string
+			after time.Duration
+		}{
+			{"at once", 0},
+			{"now", 0},
+			{"beside it", 0},
+			{"soon", 3 * time.Second},
+			{"soon, too", 3 * time.Second},
+			{"in a batch", 10 * time.Second},
+			{"later", time.Minute},
+		} {
+			m := h.one(r)
+			if string(m.Body) != want.body || *m.SequenceNumber != int64(i+1) {
+				t.Errorf("got %q with number %d, want %q, %d", m.Body, *m.SequenceNumber, want.body, i+1)
+			}
+			for name, at := range map[string]time.Time{"received": time.Now(), "enqueued": *m.EnqueuedTime} {
+				if d := at.Sub(begin); d < want.after || d > want.after+2*time.Second {
+					t.Errorf("%q: %s after %v, want %v", m.Body, name, d, want.after)
+				}
+			}
+			h.must(r.CompleteMessage(h.ctx, m, nil))
+		}
+		if st := h.stats(queue); st.Scheduled != 0 || st.Completed != 7 {
+			t.Errorf("in the end: %+v", st)
+		}
+		h.schedule(s, time.Hour, "left") // no goroutine and no timer outlives Close
+	})
+}
+
 func TestIdleConnectionStays(t *testing.T) {
 	inBubble(t, standard(), func(h *harness) {
 		dials, dial := 0, h.dial

@@ -29,12 +29,15 @@
 //     message moves to /$DeadLetterQueue. There, nothing counts.
 //   - Peeking, and receiving deferred messages by sequence number.
 //   - Messages come in order of sequence number; abandoned ones return to their place.
+//   - Scheduled messages, sent with the time at which they are to be enqueued: until then they wait
+//     where they were sent to, counted and taking up room, and get their sequence number then.
 //
 // # What is not
 //
-//   - Sessions, rules and filters, scheduled messages, duplicate detection, expiry (a message's
-//     time to live is passed on and nothing else), forwarding, transactions. Sessions and
-//     scheduling are refused in a way that the client takes as final.
+//   - Sessions, rules and filters, duplicate detection, expiry (a message's time to live is passed
+//     on and nothing else), forwarding, transactions; scheduling by management request, and so
+//     taking back what was scheduled, or peeking at it. Sessions and that request are refused in a
+//     way that the client takes as final.
 //   - The administration API, TLS and WebSockets. A net.Conn that does these can be served.
 //   - Detaching idle links, expiring tokens, throttling: Faults can do these at the moment that
 //     a test wants it.

@@ -1,10 +1,12 @@
 package devbus
 
 import (
+	"math"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Faults makes a bus fail as the real service does, for tests of those who must cope. Entities
@@ -294,6 +296,18 @@ func (f *Faults) ExpireLocks(entity string) (n int) {
 	f.stores(entity, func(s *store) {
 		n += s.endLocks(func(*message) bool { return true })
 	})
+	return n
+}
+
+// Activate enqueues what is scheduled at a queue or topic now, as if its time had come, and says how
+// many that were.
+func (f *Faults) Activate(entity string) (n int) {
+	only := f.named(entity)
+	for _, node := range f.bus.nodes {
+		if node.inbox != nil && (only == nil || only == node) {
+			n += node.inbox.activate(time.UnixMilli(math.MaxInt64)) // the last that AMQP can write
+		}
+	}
 	return n
 }
 

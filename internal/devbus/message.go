@@ -36,6 +36,7 @@ type payload struct {
 	hasPriority bool
 	ttl         uint32 // ms
 	hasTTL      bool
+	due         time.Time // when it is to be enqueued; zero: at once
 
 	// annotations are the sender's, as map elements, annotationCount keys and values in all.
 	annotations     []byte
@@ -77,7 +78,7 @@ func parsePayload(raw []byte) (*payload, error) {
 		case sectionHeader:
 			err = p.readHeader(value)
 		case sectionMessageAnnotations:
-			err = p.readAnnotations(value)
+			p.readAnnotations(value)
 		case sectionProperties:
 			properties, err = checkProperties(whole, at)
 		case sectionApplication:
@@ -164,10 +165,10 @@ func isTextOrNull(ctor byte) bool {
 	return ctor == ctorString8 || ctor == ctorString32 || ctor == ctorNull
 }
 
-func (p *payload) readAnnotations(value []byte) error {
+func (p *payload) readAnnotations(value []byte) {
 	for _, a := range decodePairs(value) {
 		if a.key == "x-opt-scheduled-enqueue-time" && a.value[0] == ctorTimestamp {
-			return errors.New("devbus does not schedule messages")
+			p.due = time.UnixMilli(int64(binary.BigEndian.Uint64(a.value[1:])))
 		}
 		if allowed, known := annotationTypes[a.key]; known && !allowed(a.value[0]) {
 			continue
@@ -175,7 +176,6 @@ func (p *payload) readAnnotations(value []byte) error {
 		p.annotations = append(appendSymbol(p.annotations, a.key), a.value...)
 		p.annotationCount += 2
 	}
-	return nil
 }
 
 // propertyTypes are the constructors of the properties section's fields, part 3.2.4: a client

@@ -386,11 +386,58 @@ func TestTokensAreCheckedWhenAKeyIsSet(t *testing.T) {
 	}
 }
 
-func TestScheduledMessageIsRefusedAtOnce(t *testing.T) {
+func TestSchedulingByManagementRequestIsRefusedAtOnce(t *testing.T) {
 	h := start(t, standard())
-	err := h.sender(queue).SendMessage(h.ctx, &azservicebus.Message{ScheduledEnqueueTime: ptr(time.Now())}, nil)
-	if err == nil || !strings.Contains(err.Error(), "does not schedule") {
+	_, err := h.sender(queue).ScheduleMessages(h.ctx, []*azservicebus.Message{{}}, time.Now().Add(time.Hour), nil)
+	if code(err) != azservicebus.CodeNotFound {
 		t.Errorf("got %v", err)
+	}
+}
+
+// schedule sends messages that are due after a while.
+func (h *harness) schedule(s *azservicebus.Sender, wait time.Duration, bodies ...string) {
+	h.t.Helper()
+	due := time.Now().Add(wait)
+	for _, b := range bodies {
+		h.must(s.SendMessage(h.ctx, &azservicebus.Message{Body: []byte(b), ScheduledEnqueueTime: &due}, nil))
+	}
+}
+
+func TestScheduledMessagesAreActivatedInOrderWhenATestSaysSo(t *testing.T) {
+	h := start(t, standard())
+	s := h.sender(topic)
+	h.schedule(s, 2*time.Hour, "last")
+	h.schedule(s, time.Hour, "first", "second")
+	h.send(s, "now")
+	if st := h.stats(topic); st.Scheduled != 3 || st.TotalEnqueued != 1 {
+		t.Errorf("the topic: %+v", st)
+	}
+	if n := h.bus.Faults().Activate(topic); n != 3 {
+		t.Errorf("%d messages activated, want 3", n)
+	}
+	for _, name := range []string{subscription, second} {
+		for i, want := range []string{"now", "first", "second", "last"} {
+			m := h.one(h.subscriber(name, &azservicebus.ReceiverOptions{ReceiveMode: azservicebus.ReceiveModeReceiveAndDelete}))
+			if string(m.Body) != want || *m.SequenceNumber != int64(i+1) || *m.EnqueuedSequenceNumber != int64(i+1) {
+				t.Errorf("%s: got %q, number %d, %d at the topic, want %q, %d", name, m.Body, *m.SequenceNumber, *m.EnqueuedSequenceNumber, want, i+1)
+			}
+		}
+	}
+	if st := h.stats(topic); st.Scheduled != 0 || st.TotalEnqueued != 4 {
+		t.Errorf("the topic in the end: %+v", st)
+	}
+}
+
+func TestScheduledMessagesTakeUpRoom(t *testing.T) {
+	o := standard()
+	o.MaxEntityBytes = 2000
+	h := start(t, o)
+	s := h.sender(topic)
+	h.schedule(s, time.Hour, string(make([]byte, 1200)))
+	due := time.Now().Add(time.Hour)
+	err := s.SendMessage(h.ctx, &azservicebus.Message{Body: make([]byte, 1200), ScheduledEnqueueTime: &due}, nil)
+	if err == nil || !strings.Contains(err.Error(), "amqp:resource-limit-exceeded") {
+		t.Errorf("got %v, want no room", err)
 	}
 }
 
