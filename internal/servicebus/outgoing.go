@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"strconv"
+	"time"
 	"unicode/utf16"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
@@ -15,6 +16,9 @@ import (
 const (
 	subject     = "durable.status.v1" // the CloudEvents type
 	contentType = "application/cloudevents+json"
+
+	// scheduleStep is what times are rounded up to, so that messages of about the same time share a batch.
+	scheduleStep = 100 * time.Millisecond
 
 	// maxID is Service Bus's limit for message and session ids, in UTF-16 code units.
 	maxID = 128
@@ -31,7 +35,12 @@ func envelope(out *Outgoing) *azservicebus.Message {
 			properties[name] = value
 		}
 	}
+	var at *time.Time
+	if !out.At.IsZero() {
+		at = ptr(out.At.Add(scheduleStep - 1).Truncate(scheduleStep))
+	}
 	return &azservicebus.Message{
+		ScheduledEnqueueTime:  at,
 		MessageID:             ptr(messageID(u)),
 		SessionID:             ptr(short(u.Key().String())),
 		Subject:               ptr(subject),

@@ -24,6 +24,9 @@ type Outgoing struct {
 	Update      *status.Update
 	Body        []byte // a CloudEvent, as wire.Encode makes it
 	Traceparent string // W3C Trace Context, "" for none
+	// At is when the broker is to deliver it: it stores it at once and keeps it back until then, or up to a tenth of a second longer.
+	// Zero: without delay.
+	At time.Time
 }
 
 // Publisher sends updates to one topic or queue.
@@ -38,8 +41,8 @@ type Publisher struct {
 
 	mu      sync.Mutex
 	closed  bool
-	queued  int64 // bytes of bodies in all lanes
-	lanes   []lane
+	queued  int64          // bytes of bodies in all lanes
+	lanes   []lane         // the last one has what is scheduled, whose order is that of its times: it delays nobody
 	sending sync.WaitGroup // a goroutine per lane that has something to send
 }
 
@@ -88,7 +91,7 @@ func NewPublisher(o Options) (*Publisher, error) {
 		return nil, err
 	}
 	o.Subscription = "" // a receiver's
-	p := &Publisher{o: o, seed: maphash.MakeSeed(), lanes: make([]lane, o.Lanes)}
+	p := &Publisher{o: o, seed: maphash.MakeSeed(), lanes: make([]lane, o.Lanes+1)}
 	var err error
 	if p.m, err = newPublisherMetrics(o.Metrics); err != nil {
 		return nil, fmt.Errorf("servicebus publisher metrics: %w", err)
@@ -199,13 +202,21 @@ func (p *Publisher) enqueue(items []*item) {
 			continue
 		}
 		p.queued += it.size
-		l := &p.lanes[maphash.String(p.seed, *it.message.SessionID)%uint64(len(p.lanes))]
+		l := p.lane(it.message)
 		l.pending = append(l.pending, it)
 		if !l.busy {
 			l.busy = true
 			p.sending.Go(func() { p.run(l) })
 		}
 	}
+}
+
+func (p *Publisher) lane(m *azservicebus.Message) *lane {
+	last := len(p.lanes) - 1
+	if m.ScheduledEnqueueTime != nil {
+		return &p.lanes[last]
+	}
+	return &p.lanes[maphash.String(p.seed, *m.SessionID)%uint64(last)]
 }
 
 // run sends what is in a lane until nothing is.
@@ -231,11 +242,23 @@ func (p *Publisher) send(items []*item) {
 			items = items[1:]
 			continue
 		}
-		n, err := p.sendSome(items[:min(len(items), maxSendMessages)])
+		n, err := p.sendSome(together(items))
 		p.finish(items[:n], err)
 		items = items[n:]
 	}
 }
+
+// together returns the first items that may share a batch: those for the same time. A batch has what its first message says of that
+// around it, and whether a broker goes by it or by what each says is written nowhere.
+func together(items []*item) []*item {
+	n := 1
+	for n < min(len(items), maxSendMessages) && sameTime(items[0].message.ScheduledEnqueueTime, items[n].message.ScheduledEnqueueTime) {
+		n++
+	}
+	return items[:n]
+}
+
+func sameTime(a, b *time.Time) bool { return a == b || a != nil && b != nil && a.Equal(*b) }
 
 // finish tells those who wait for items what has become of them. Their room is free by then: whoever publishes again at
 // once must not find it taken by what is done.

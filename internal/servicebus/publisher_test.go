@@ -143,6 +143,56 @@ func TestConcurrentPublishesAreSentTogether(t *testing.T) {
 	})
 }
 
+func TestUpdateForLaterIsStoredAtOnceAndDeliveredThen(t *testing.T) {
+	inWorld(t, devbus.Options{}, func(w *world) {
+		p := w.publisher(w.options())
+		began := time.Now()
+		out := several("i", 3)
+		out[1].At = began.Add(3*time.Second + time.Millisecond)
+		wantAllNil(t, p.Publish(w.ctx, out))
+		if now, later := w.stats(from).TotalEnqueued, w.stats(topic).Scheduled; now != 2 || later != 1 {
+			t.Errorf("%d stored for now and %d for later, want 2 and 1", now, later)
+		}
+		got := w.stored(from, 3)
+		m := got[2]
+		if d := m.EnqueuedTime.Sub(began); string(m.Body) != "i 1" || d < 3*time.Second || d > 3100*time.Millisecond {
+			t.Errorf("got %q after %v, want the one for later after 3 s", m.Body, d)
+		}
+	})
+}
+
+// What is for later neither shares a batch with others nor waits in their lanes: while several
+// times are sent one by one, an update of now is sent at once.
+func TestUpdatesForLaterDelayNoOther(t *testing.T) {
+	inWorld(t, devbus.Options{}, func(w *world) {
+		p := w.publisher(w.options())
+		if err := p.Connect(w.ctx); err != nil {
+			t.Fatal(err)
+		}
+		out := several("i", 20)
+		for i := range out {
+			out[i].At = time.Now().Add(time.Duration(i/2+1) * time.Hour) // ten times, two of each
+		}
+		w.bus.Faults().Stall()
+		var calling sync.WaitGroup
+		calling.Go(func() { wantAllNil(t, p.Publish(w.ctx, out)) })
+		synctest.Wait()
+		calling.Go(func() { wantAllNil(t, p.Publish(w.ctx, several("i", 1))) })
+		synctest.Wait()
+		if now, later := w.stats(from).TotalEnqueued, w.stats(topic).Scheduled; now != 1 || later != 2 {
+			t.Errorf("%d stored for now and %d for later, want 1, and the first 2", now, later)
+		}
+		w.bus.Faults().Resume()
+		calling.Wait()
+		if n := w.stats(topic).Scheduled; n != 20 {
+			t.Errorf("%d stored for later, want 20", n)
+		}
+		if n := w.metric("publish_batch_messages"); n != 11 {
+			t.Errorf("sent in %v batches, want one for each time", n)
+		}
+	})
+}
+
 func TestLoneUpdateIsSentAtOnce(t *testing.T) {
 	inWorld(t, devbus.Options{}, func(w *world) {
 		p := w.publisher(w.options())

@@ -13,7 +13,7 @@
 // lost on its way here).
 //
 // The publisher promises that a nil error means that the broker has stored the message, that updates of one instance are
-// stored in the order in which Publish was called, and that an error that is a status.ErrUnavailable may be tried again. A
+// stored in the order in which Publish was called, unless they are for a later time, and that an error that is a status.ErrUnavailable may be tried again. A
 // message whose Publish failed may have been stored all the same.
 //
 // Both keep their own connection and replace it, client and all, at the first sign of trouble. The SDK's own recovery has too
