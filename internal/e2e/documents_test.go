@@ -253,13 +253,20 @@ func newStage(t *testing.T) *stage {
 		"operator": w.operator, "customer": w.customer, "publisher": w.publisher, "none": "",
 		"expired": w.token(owner, "customer", -time.Hour), "foreign": token,
 	}
-	key, kept, err := auth.NewAPIKey(auth.APIKey{ID: "operator", Rights: []auth.Right{auth.Read}, Claims: map[string]any{"roles": []any{"operator"}}})
-	if err != nil {
-		t.Fatal(err)
+	var kept strings.Builder
+	for name, k := range map[string]auth.APIKey{
+		"key":    {ID: "operator", Rights: []auth.Right{auth.Read, auth.Publish}, Claims: map[string]any{"roles": []any{"operator", "publisher"}}},
+		"reader": {ID: "reader", Rights: []auth.Right{auth.Read}},
+	} {
+		var entry auth.APIKey
+		if s.tokens[name], entry, err = auth.NewAPIKey(k); err != nil {
+			t.Fatal(err)
+		}
+		kept.WriteString(entry.Entry())
 	}
-	s.tokens["key"] = key
+	apiKeys := file(t, "keys.yaml", "keys:\n"+kept.String())
 	keys := func(c *relay.Config) {
-		c.Auth.APIKeys = file(t, "keys.yaml", "keys:\n"+kept.Entry())
+		c.Auth.APIKeys = apiKeys
 		c.Links.Keys = file(t, "links.yaml", "keys: [{id: 2026-01, key: "+strings.Repeat("A", 43)+"}]\n")
 	}
 	s.replicas["Relay"] = w.relay(nil, keys, func(c *relay.Config) { c.Auth.Issuers = append(c.Auth.Issuers, away) })
@@ -269,7 +276,7 @@ func newStage(t *testing.T) *stage {
 		c.Subscription = "broken" // what it cannot store, it gives back
 		c.Redis.Addrs = []string{storetest.StartRedis(t, "--rename-command", "HMGET", "gone").Addr}
 	})
-	s.replicas["Notifier"] = w.notifier(func(c *notifier.Config) { c.Auth.Issuers = append(c.Auth.Issuers, away) })
+	s.replicas["Notifier"] = w.notifier(func(c *notifier.Config) { c.Auth.Issuers, c.Auth.APIKeys = append(c.Auth.Issuers, away), apiKeys })
 	s.replicas["Notifierlimited"] = w.notifier(func(c *notifier.Config) { c.Rate = 0.5 })
 	s.replicas["Notifierlost"] = w.notifier(func(c *notifier.Config) { c.ServiceBus.Topic = "lost" })
 	return s

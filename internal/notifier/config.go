@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"statusrelay/internal/shell"
@@ -31,6 +32,50 @@ type Config struct {
 	Auth       shell.Auth       `koanf:"auth"`
 	ServiceBus shell.ServiceBus `koanf:"service_bus"`
 	Redis      shell.Redis      `koanf:"redis"` // no address: the notifier uses none
+	EventGrid  EventGrid        `koanf:"eventgrid"`
+}
+
+// EventGrid says how events of Azure Event Grid are read.
+type EventGrid struct {
+	Hubs         []string      `koanf:"hubs" usage:"task hubs whose hub has another name, each as TASKHUB=hub"`
+	Hold         time.Duration `koanf:"hold" usage:"how long a Completed is held back in case it only means that the orchestration continues as new; 0: not at all"`
+	MaxBodyBytes int64         `koanf:"max_body_bytes" usage:"largest request body; Event Grid sends up to 1 MB, and never again what is too large"`
+	MaxEvents    int           `koanf:"max_events" usage:"most events in one request; Event Grid sends up to 5000, and never again what is too many"`
+}
+
+// hubs are those of task hubs whose hub has another name.
+func (e EventGrid) hubs() (map[string]string, error) {
+	hubs := make(map[string]string, len(e.Hubs))
+	var errs []error
+	for _, entry := range e.Hubs {
+		task, hub, ok := strings.Cut(entry, "=")
+		_, again := hubs[task]
+		switch err := status.ValidHub(hub); {
+		case !ok || task == "":
+			errs = append(errs, fmt.Errorf("eventgrid.hubs: %q is not TASKHUB=hub", entry))
+		case err != nil:
+			errs = append(errs, fmt.Errorf("eventgrid.hubs: %q: %w", entry, err))
+		case again:
+			errs = append(errs, fmt.Errorf("eventgrid.hubs: %q is there twice", task))
+		}
+		hubs[task] = hub
+	}
+	return hubs, errors.Join(errs...)
+}
+
+func (e EventGrid) validate() error {
+	_, err := e.hubs()
+	errs := []error{err}
+	if e.Hold < 0 {
+		errs = append(errs, errors.New("eventgrid.hold: negative"))
+	}
+	if e.MaxBodyBytes <= 0 {
+		errs = append(errs, errors.New("eventgrid.max_body_bytes: not positive"))
+	}
+	if e.MaxEvents <= 0 {
+		errs = append(errs, errors.New("eventgrid.max_events: not positive"))
+	}
+	return errors.Join(errs...)
 }
 
 // Defaults is the configuration before anything is configured.
@@ -48,6 +93,7 @@ func Defaults() Config {
 		Auth:          shell.DefaultAuth(),
 		ServiceBus:    shell.ServiceBus{Topic: "status"},
 		Redis:         shell.Redis{Prefix: "statusrelay"},
+		EventGrid:     EventGrid{Hold: 3 * time.Second, MaxBodyBytes: 2 << 20, MaxEvents: 5000},
 	}
 }
 
@@ -69,7 +115,7 @@ func (c Config) Validate() error {
 	if c.Rate <= 0 {
 		errs = append(errs, errors.New("rate: not positive"))
 	}
-	errs = append(errs, c.Base().Validate(), c.ServiceBus.Validate(), c.Redis.Validate())
+	errs = append(errs, c.Base().Validate(), c.ServiceBus.Validate(), c.Redis.Validate(), c.EventGrid.validate())
 	return errors.Join(errs...)
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"statusrelay/internal/bridge/eventgrid"
 	"statusrelay/internal/documents"
 	"statusrelay/internal/ingestapi"
 	"statusrelay/internal/redisstore"
@@ -66,6 +67,16 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 		DefaultHub: c.DefaultHub, MaxBodyBytes: c.MaxBodyBytes, MaxUpdates: c.MaxUpdates, Rate: c.Rate,
 		Logger: n.Log, Metrics: n.Metrics,
 	}))
+	hubs, err := c.EventGrid.hubs()
+	if err != nil {
+		n.release()
+		return nil, err
+	}
+	mux.Handle("/v1/eventgrid", eventgrid.New(eventgrid.Options{
+		Verify: n.Verify, Policy: n.Policy, Publish: n.publishEvents, Hubs: hubs, Hold: c.EventGrid.Hold,
+		MaxBodyBytes: c.EventGrid.MaxBodyBytes, MaxEvents: c.EventGrid.MaxEvents, Rate: c.Rate,
+		Logger: n.Log, Metrics: n.Metrics,
+	}))
 	documents.Handle(mux)
 	n.public = n.NewPublicServer(mux)
 	n.admin = shell.NewServer(telemetry.Private(n.Metrics, n.ready), n.Log)
@@ -112,10 +123,25 @@ func Send(ctx context.Context, p *servicebus.Publisher, messages []wire.Message)
 	now := time.Now()
 	out := make([]servicebus.Outgoing, len(messages))
 	for i := range messages {
-		m := &messages[i]
-		out[i] = servicebus.Outgoing{Update: &m.Update, Body: wire.Encode(*m, now), Traceparent: m.Traceparent}
+		out[i] = outgoing(&messages[i], now)
 	}
 	return p.Publish(ctx, out)
+}
+
+func outgoing(m *wire.Message, now time.Time) servicebus.Outgoing {
+	return servicebus.Outgoing{Update: &m.Update, Body: wire.Encode(*m, now), Traceparent: m.Traceparent}
+}
+
+// publishEvents is publish for what Event Grid has brought, of which some is for
+// later.
+func (n *Notifier) publishEvents(ctx context.Context, messages []eventgrid.Message) []error {
+	now := time.Now()
+	out := make([]servicebus.Outgoing, len(messages))
+	for i := range messages {
+		out[i] = outgoing(&messages[i].Message, now)
+		out[i].At = messages[i].At
+	}
+	return n.publisher.Publish(ctx, out)
 }
 
 // Run serves until ctx ends or a part fails.
