@@ -51,6 +51,9 @@ func Merge(r *Record, u *Update) (*Record, Outcome) {
 	}
 
 	switch {
+	case u.precedes(generation):
+		out.StaleGeneration = true
+		return r, out
 	case generation < r.Generation:
 		out.StaleGeneration = true
 		out.SuspectedClash = u.speaksLifecycle() && r.Generation-generation <= clashWindowMillis
@@ -83,6 +86,20 @@ func Merge(r *Record, u *Update) (*Record, Outcome) {
 		return r, out
 	}
 	return &next, out
+}
+
+// precedes: the update leaves its generation open, and says that what it tells of happened before an execution
+// began, so that it is about another one. Without this the end of an execution, when it comes late, would be the end of the one that
+// has continued it as new. A time in whole seconds may have been cut off there, and counts to the end of its second.
+func (u *Update) precedes(generation int64) bool {
+	at := u.OccurredTime
+	if generation == 0 || u.Generation != nil || at.IsZero() {
+		return false
+	}
+	if at.Nanosecond() == 0 {
+		at = at.Add(time.Second - 1)
+	}
+	return at.UnixMilli() < generation
 }
 
 // speaksLifecycle: the field is there, and it is meant. Activities always say

@@ -153,6 +153,13 @@ func TestMergeRules(t *testing.T) {
 	broker := func(n int64, s status.RuntimeStatus) status.Update {
 		return up(func(u *status.Update) { u.Generation, u.Sequence, u.Broker, u.RuntimeStatus = nil, nil, n, s })
 	}
+	epoch := epoch.Add(600 * time.Millisecond)
+	began := up(func(u *status.Update) { u.Generation, u.RuntimeStatus = ptr(epoch.UnixMilli()), status.Running })
+	open := func(position int64, at time.Duration) status.Update { // what happened then, of an open generation
+		return up(func(u *status.Update) {
+			u.Generation, u.Sequence, u.RuntimeStatus, u.Name, u.OccurredTime = nil, ptr(position), status.Completed, "N", epoch.Add(at)
+		})
+	}
 	tests := []struct {
 		name    string
 		updates []status.Update
@@ -172,6 +179,24 @@ func TestMergeRules(t *testing.T) {
 		{"older generation is dropped, labels included", []status.Update{running, up(func(u *status.Update) {
 			u.Generation, u.Labels = ptr(99), map[string]string{"owner": "a"}
 		})}, func(r *status.Record) bool { return r.Labels == nil }},
+		{"an open generation is none that began after what happened", []status.Update{
+			began, open(9, -time.Millisecond), open(8, -time.Hour),
+		}, func(r *status.Record) bool { return r.RuntimeStatus() == status.Running && r.Name == "" }},
+		{"an open generation is one that had begun", []status.Update{
+			began, open(9, 0),
+		}, func(r *status.Record) bool { return r.RuntimeStatus() == status.Completed }},
+		{"a time in whole seconds counts to their end", []status.Update{
+			began, open(9, -epoch.Sub(epoch.Truncate(time.Second))),
+		}, func(r *status.Record) bool { return r.RuntimeStatus() == status.Completed }},
+		{"and not longer", []status.Update{
+			began, open(9, -epoch.Sub(epoch.Truncate(time.Second))-time.Second),
+		}, func(r *status.Record) bool { return r.RuntimeStatus() == status.Running }},
+		{"the time that is shown says nothing of executions", []status.Update{began, up(func(u *status.Update) {
+			u.Generation, u.Sequence, u.RuntimeStatus, u.LastUpdatedTime = nil, ptr(9), status.Completed, epoch.Add(-time.Hour)
+		})}, func(r *status.Record) bool { return r.RuntimeStatus() == status.Completed }},
+		{"a generation that is given is believed, whenever it occurred", []status.Update{began, up(func(u *status.Update) {
+			u.Generation, u.Sequence, u.RuntimeStatus, u.OccurredTime = ptr(epoch.UnixMilli()), ptr(9), status.Completed, epoch.Add(-time.Hour)
+		})}, func(r *status.Record) bool { return r.RuntimeStatus() == status.Completed }},
 		{"a progress update's runtime status is not believed", []status.Update{up(func(u *status.Update) {
 			u.Kind, u.RuntimeStatus, u.CustomStatus = status.KindProgress, status.Completed, json.RawMessage(`1`)
 		})}, func(r *status.Record) bool {
@@ -243,6 +268,17 @@ func TestMergeRules(t *testing.T) {
 				t.Errorf("got %s", text(r))
 			}
 		})
+	}
+}
+
+// What is older than the execution is stale, and no sign that publishers disagree about when it began.
+func TestOutcomeOfWhatPrecedesTheExecution(t *testing.T) {
+	r := fold(status.Update{Hub: "h", InstanceID: "i", Kind: status.KindProgress, Generation: ptr(epoch.UnixMilli()), Sequence: ptr(1), CustomStatus: json.RawMessage(`1`)})
+	_, out := status.Merge(r, &status.Update{
+		Hub: "h", InstanceID: "i", Kind: status.KindLifecycle, Sequence: ptr(1), RuntimeStatus: status.Completed, OccurredTime: epoch.Add(-time.Second - 1),
+	})
+	if want := (status.Outcome{StaleGeneration: true}); out != want {
+		t.Errorf("got %+v, want %+v", out, want)
 	}
 }
 

@@ -140,6 +140,7 @@ type Update struct {
 
 	CreatedTime     time.Time
 	LastUpdatedTime time.Time
+	OccurredTime    time.Time // when what it tells of happened: without a generation, in no execution that began later; zero = in the current one
 
 	ExecutionID      string
 	ParentInstanceID string

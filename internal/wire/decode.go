@@ -99,6 +99,7 @@ const (
 	fieldFailure
 	fieldCreatedTime
 	fieldLastUpdatedTime
+	fieldOccurredTime
 	fieldExecutionID
 	fieldParentInstanceID
 	fieldRootInstanceID
@@ -125,6 +126,7 @@ var fieldNames = [fieldCount]string{
 	fieldFailure:          "failure",
 	fieldCreatedTime:      "createdTime",
 	fieldLastUpdatedTime:  "lastUpdatedTime",
+	fieldOccurredTime:     "occurredTime",
 	fieldExecutionID:      "executionId",
 	fieldParentInstanceID: "parentInstanceId",
 	fieldRootInstanceID:   "rootInstanceId",
@@ -164,6 +166,8 @@ func fieldOf(name []byte) field {
 		return fieldCreatedTime
 	case "lastUpdatedTime":
 		return fieldLastUpdatedTime
+	case "occurredTime":
+		return fieldOccurredTime
 	case "executionId":
 		return fieldExecutionID
 	case "parentInstanceId":
@@ -404,6 +408,7 @@ func (o *object) decode(u *status.Update) error {
 	u.Sequence = o.integer(fieldSequence)
 	u.CreatedTime = o.time(fieldCreatedTime)
 	u.LastUpdatedTime = o.time(fieldLastUpdatedTime)
+	u.OccurredTime = o.time(fieldOccurredTime)
 	u.RuntimeStatus = o.runtimeStatus()
 	u.CustomStatus = o.customStatus()
 	u.Output = o.output()

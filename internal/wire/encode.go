@@ -136,6 +136,7 @@ func (w *writer) update(u *status.Update) {
 	}
 	w.time("createdTime", u.CreatedTime)
 	w.time("lastUpdatedTime", u.LastUpdatedTime)
+	w.time("occurredTime", u.OccurredTime)
 	w.optional("executionId", u.ExecutionID)
 	w.optional("parentInstanceId", u.ParentInstanceID)
 	w.optional("rootInstanceId", u.RootInstanceID)

@@ -130,7 +130,7 @@ func (e *event) update(hubs map[string]string, now time.Time) (*status.Update, e
 	position := at.UnixMicro()
 	u := &status.Update{
 		Hub: hub, InstanceID: said.InstanceID, Name: said.FunctionName, Sequence: &position,
-		Kind: status.KindLifecycle, RuntimeStatus: runtimeStatus, LastUpdatedTime: at.UTC(),
+		Kind: status.KindLifecycle, RuntimeStatus: runtimeStatus, LastUpdatedTime: at.UTC(), OccurredTime: at.UTC(),
 	}
 	if err := u.Validate(now); err != nil {
 		return nil, err
