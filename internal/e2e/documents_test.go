@@ -253,18 +253,12 @@ func newStage(t *testing.T) *stage {
 		"operator": w.operator, "customer": w.customer, "publisher": w.publisher, "none": "",
 		"expired": w.token(owner, "customer", -time.Hour), "foreign": token,
 	}
-	var kept strings.Builder
-	for name, k := range map[string]auth.APIKey{
-		"key":    {ID: "operator", Rights: []auth.Right{auth.Read, auth.Publish}, Claims: map[string]any{"roles": []any{"operator", "publisher"}}},
-		"reader": {ID: "reader", Rights: []auth.Right{auth.Read}},
-	} {
-		var entry auth.APIKey
-		if s.tokens[name], entry, err = auth.NewAPIKey(k); err != nil {
-			t.Fatal(err)
-		}
-		kept.WriteString(entry.Entry())
-	}
-	apiKeys := file(t, "keys.yaml", "keys:\n"+kept.String())
+	key, forKey := apiKey(t, auth.APIKey{
+		ID: "operator", Rights: []auth.Right{auth.Read, auth.Publish}, Claims: map[string]any{"roles": []any{"operator", "publisher"}},
+	})
+	reader, forReader := apiKey(t, auth.APIKey{ID: "reader", Rights: []auth.Right{auth.Read}})
+	s.tokens["key"], s.tokens["reader"] = key, reader
+	apiKeys := file(t, "keys.yaml", "keys:\n"+forKey+forReader)
 	keys := func(c *relay.Config) {
 		c.Auth.APIKeys = apiKeys
 		c.Links.Keys = file(t, "links.yaml", "keys: [{id: 2026-01, key: "+strings.Repeat("A", 43)+"}]\n")

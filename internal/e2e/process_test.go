@@ -22,18 +22,28 @@ import (
 	"statusrelay/internal/status"
 )
 
-// process is a relay that runs as users run it.
+// process is a program that runs as users run it.
 type process struct {
 	replica
 	cmd    *exec.Cmd
 	exited chan error // what Wait said
 }
 
-var serves = regexp.MustCompile(`msg="relay serves" listen=(\S+) private=(\S+)`)
+var serves = regexp.MustCompile(`msg="(?:relay|notifier) serves" listen=(\S+) private=(\S+)`)
 
-// startProcess runs the binary with a configuration of every kind: file,
-// environment and flags.
-func (w *world) startProcess(binary string) *process {
+// build builds a program as it is shipped.
+func build(t testing.TB, program string) (binary string) {
+	t.Helper()
+	binary = filepath.Join(t.TempDir(), program)
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "statusrelay/cmd/"+program).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return binary
+}
+
+// startProcess runs the binary with a configuration of every kind: file, to which
+// more can be added, environment and flags.
+func (w *world) startProcess(binary, more string) *process {
 	w.Helper()
 	dir := w.TempDir()
 	write := func(name, text string) string {
@@ -43,7 +53,7 @@ func (w *world) startProcess(binary string) *process {
 		}
 		return path
 	}
-	config := write("relay.yaml", fmt.Sprintf(`
+	config := write("config.yaml", fmt.Sprintf(`
 listen: 127.0.0.1:0
 private_listen: 127.0.0.1:0
 policy: %s
@@ -53,7 +63,7 @@ auth:
   issuers: [%q]
 service_bus:
   connection_string_file: %s
-`, write("policy.yaml", string(policy.Development())), w.redis.Addr, w.issuerURL, write("connection-string", w.serviceBus)))
+%s`, write("policy.yaml", string(policy.Development())), w.redis.Addr, w.issuerURL, write("connection-string", w.serviceBus), more))
 	p := &process{cmd: exec.Command(binary, "serve", "--config", config, "--drain-timeout", "8s"), exited: make(chan error, 1)}
 	p.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "STATUSRELAY_AUTH_AUDIENCES=" + audience, "STATUSRELAY_LOG_LEVEL=info"}
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a killed test leaves none behind
@@ -81,13 +91,13 @@ service_bus:
 	select {
 	case m, ok := <-addresses:
 		if !ok {
-			w.Fatalf("the relay ended with %v: %s", <-p.exited, w.logs.tail(20))
+			w.Fatalf("the program ended with %v: %s", <-p.exited, w.logs.tail(20))
 		}
 		p.base, p.private = "http://"+m[1], "http://"+m[2]
 	case <-w.ctx.Done():
-		w.Fatal("the relay does not serve")
+		w.Fatal("the program does not serve")
 	}
-	w.until("the relay is ready", func() bool { return w.ready(&p.replica) == http.StatusOK })
+	w.until("the program is ready", func() bool { return w.ready(&p.replica) == http.StatusOK })
 	return p
 }
 
@@ -106,16 +116,12 @@ func (w *world) ready(r *replica) int {
 // watcher that comes to it the newest.
 func TestReplicaThatEndsLosesNothing(t *testing.T) {
 	t.Parallel()
-	binary := filepath.Join(t.TempDir(), "relay")
-	build := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "statusrelay/cmd/relay")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	binary := build(t, "relay")
 	for _, end := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
 		t.Run(end.String(), func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, dev.NewBus(2*time.Second, 10))
-			first := w.startProcess(binary)
+			first := w.startProcess(binary, "")
 			const instances, sockets = 50, 30
 			const once = 10 // instances a round that get one update ever: a lost one leaves a hole
 			var keys []status.Key
@@ -162,7 +168,7 @@ func TestReplicaThatEndsLosesNothing(t *testing.T) {
 			})
 			err := <-first.exited
 			publish()
-			second := w.startProcess(binary)
+			second := w.startProcess(binary, "")
 
 			if end == syscall.SIGTERM {
 				if err != nil {

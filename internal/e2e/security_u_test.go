@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -237,7 +236,7 @@ func TestU7LogLinesCannotBeForged(t *testing.T) {
 func TestU8SecretsAreInNoCommandLine(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
-	p := w.startProcess(w.build())
+	p := w.startProcess(build(w, "relay"), "")
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.cmd.Process.Pid))
 	if err != nil || len(line) == 0 {
 		t.Fatal(err)
@@ -255,21 +254,11 @@ func TestU8SecretsAreInNoCommandLine(t *testing.T) {
 	}
 }
 
-// build builds the program as it is shipped.
-func (w *world) build() (binary string) {
-	w.Helper()
-	binary = filepath.Join(w.TempDir(), "relay")
-	if out, err := exec.CommandContext(w.ctx, "go", "build", "-o", binary, "statusrelay/cmd/relay").CombinedOutput(); err != nil {
-		w.Fatalf("%v: %s", err, out)
-	}
-	return binary
-}
-
 // The program connects to Redis, the bus and the issuer, and to nobody else.
 func TestS5SpeaksToItsPartsOnly(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
-	p := w.startProcess(w.build())
+	p := w.startProcess(build(w, "relay"), "")
 	port := func(address string) string { return address[strings.LastIndex(address, ":")+1:] }
 	known := map[string]string{
 		port(w.redis.Addr): "redis", port(strings.Split(strings.TrimPrefix(w.serviceBus, "Endpoint=sb://"), ";")[0]): "the bus",
