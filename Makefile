@@ -9,6 +9,9 @@ FUZZTIME ?= 30s
 BENCH    ?= .
 spectral := tools/node/node_modules/.bin/spectral
 clients  := internal/e2e/clients
+# Modules of their own, whose dependencies are none of the programs'.
+nested   := clients/go deploy
+inside    = set -e; for dir in $(1); do echo "in $$dir"; (cd $$dir && $(2)); done
 # A copy of the Go vulnerability database, for machines that cannot reach it. Where there is one, make check looks into it:
 # that takes ten seconds and needs no network.
 VULNDB   ?= $(lastword $(sort $(wildcard ../shared/data/go-vulndb-*.tar.gz)))
@@ -26,16 +29,16 @@ check: modules vet lint imports generated documents $(if $(VULNDB),vuln) ## ever
 
 .PHONY: vet
 vet:
-	go vet ./...
+	$(call inside,. $(nested),go vet ./...)
 
 .PHONY: lint
 lint: .tools/golangci-lint
 	.tools/golangci-lint config verify
-	.tools/golangci-lint run
+	$(call inside,. $(nested),'$(CURDIR)/.tools/golangci-lint' run)
 
 .PHONY: fmt
 fmt: .tools/golangci-lint ## format all Go code
-	.tools/golangci-lint fmt
+	$(call inside,. $(nested),'$(CURDIR)/.tools/golangci-lint' fmt)
 
 .PHONY: imports
 imports: ## who may import whom, and the other rules of the tree
@@ -55,21 +58,18 @@ generate: ## write the generated documents
 	go test ./docs -update
 
 .PHONY: tidy
-tidy: ## go mod tidy, in all three modules
-	go mod tidy
-	cd deploy && go mod tidy
-	cd tools && go mod tidy
+tidy: ## go mod tidy, in all modules
+	$(call inside,. $(nested) tools,go mod tidy)
 
 .PHONY: modules
 modules: ## go.mod and go.sum are complete, minimal and unharmed
 	go mod verify
-	go mod tidy -diff
-	cd deploy && go mod tidy -diff
-	cd tools && go mod tidy -diff
+	$(call inside,. $(nested) tools,go mod tidy -diff)
 
 .PHONY: test
 test: .tools/gotestsum test-needs $(clients)/node_modules/.package-lock.json ## all tests with the race detector; installs what they need
 	tools/test.sh
+	$(call inside,$(filter-out deploy,$(nested)),'$(CURDIR)/tools/test.sh')
 	cd deploy && ../.tools/gotestsum --format pkgname-and-test-fails -- -timeout 10m ./...
 
 .PHONY: test-needs

@@ -5,11 +5,14 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-if [[ -z ${VULNDB:-} ]]; then
-	exec .tools/govulncheck ./...
+database=()
+if [[ -n ${VULNDB:-} ]]; then
+	dir=$(mktemp -d)
+	trap 'rm -rf "$dir"' EXIT
+	tar -xzf "$VULNDB" -C "$dir"
+	echo "offline: nothing newer than ${VULNDB##*/} is known"
+	database=(-db "file://$dir/vulndb")
 fi
-dir=$(mktemp -d)
-trap 'rm -rf "$dir"' EXIT
-tar -xzf "$VULNDB" -C "$dir"
-echo "offline: nothing newer than ${VULNDB##*/} is known"
-.tools/govulncheck -db "file://$dir/vulndb" ./...
+for module in . clients/go; do
+	.tools/govulncheck "${database[@]}" -C "$module" ./...
+done
