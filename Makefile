@@ -10,8 +10,8 @@ BENCH    ?= .
 spectral := tools/node/node_modules/.bin/spectral
 clients  := internal/e2e/clients
 # Modules of their own, whose dependencies are none of the programs'.
-nested   := clients/go deploy
-inside    = set -e; for dir in $(1); do echo "in $$dir"; (cd $$dir && $(2)); done
+nested   := clients/go examples/durabletask deploy
+inside    = @set -e; for dir in $(1); do echo "in $$dir"; (cd $$dir && $(2)); done
 # A copy of the Go vulnerability database, for machines that cannot reach it. Where there is one, make check looks into it:
 # that takes ten seconds and needs no network.
 VULNDB   ?= $(lastword $(sort $(wildcard ../shared/data/go-vulndb-*.tar.gz)))
