@@ -20,6 +20,8 @@
 //   - Sockets counts the sockets of each caller on all replicas. Those of a replica
 //     that died count no longer than a minute; while Redis is away each replica
 //     counts for itself.
+//   - Announce and Interested have all replicas tell all bridges which instances
+//     somebody wants: a bounded number, each for a bounded time.
 //   - Whatever may succeed later is an error that wraps status.ErrUnavailable.
 //
 // Use:
@@ -32,6 +34,9 @@
 //	sockets := store.Sockets(redisstore.SocketsOptions{})
 //	go sockets.Run(ctx)
 //	err = sockets.Enter(ctx, caller, 1000)
+//	err = store.Announce(ctx, keys, time.Now().Add(time.Minute))
+//	ids, err := store.Interested(ctx, hub)
+//	mine, err := store.Lease(ctx, "bridge", replica, time.Minute)
 //	follower := store.Follow(redisstore.FollowOptions{Offer: hub.Offer, Gap: hub.Gap})
 //	go follower.Run(ctx)
 //	err = follower.Subscribe(ctx, keys)
@@ -40,7 +45,9 @@
 // the braces literal, so that any id is safe and a Cluster keeps an instance in
 // one slot. An index is a sorted set named {prefix}:index:{hub} or
 // {prefix}:index:{hub/label/value}, with label and value encoded in the same way.
-// The channel of either has the same name. Tickets are {prefix}:ticket:id;
+// The instances of a hub that somebody wants are a sorted set {prefix}:interest:{hub}.
+// The channel of each has the same name. Tickets are {prefix}:ticket:id, leases
+// {prefix}:lease:name;
 // {prefix}:sockets:hash are the leases of a caller's sockets, and
 // {prefix}:sweep says that the indexes were swept in this interval. It works with Redis 6 and newer: standalone, Sentinel, Cluster.
 package redisstore
@@ -111,6 +118,10 @@ type Options struct {
 	// run Sweep. Default 1 hour.
 	SweepInterval time.Duration
 
+	// MaxInterested bounds how many instances of a hub are wanted at a time
+	// (Announce). Default 20,000.
+	MaxInterested int
+
 	// CacheBytes bounds the memory for records that this process wrote last and
 	// need not be read again before the next update is merged into them.
 	// Default 32 MiB; negative: none.
@@ -159,6 +170,12 @@ func (o *Options) fill() error {
 	if err := checkIndexLabels(o.IndexLabels); err != nil {
 		return err
 	}
+	if o.MaxInterested == 0 {
+		o.MaxInterested = 20_000
+	}
+	if o.MaxInterested < 0 {
+		return errors.New("max interested is negative")
+	}
 	if o.CacheBytes == 0 {
 		o.CacheBytes = 32 << 20
 	}
@@ -177,7 +194,8 @@ type Store struct {
 	reads   gather
 	decoded *lru.Cache[status.Key, memo]
 
-	putName, indexScriptName string // of put.lua and index.lua, for EVALSHA
+	putName, indexScriptName            string // of put.lua and index.lua, for EVALSHA
+	interestScriptName, leaseScriptName string // the same of interest.lua and lease.lua
 }
 
 // New returns a Store. It does not connect: Redis may come up later.
@@ -201,6 +219,7 @@ func New(o Options) (*Store, error) {
 		decoded: decoded,
 
 		putName: scriptName(putScript), indexScriptName: scriptName(indexScript),
+		interestScriptName: scriptName(interestScript), leaseScriptName: scriptName(leaseScript),
 	}
 	s.reads.store = s
 	return s, nil

@@ -203,6 +203,7 @@ func TestClusterSpreadsInstances(t *testing.T) {
 				exchange(t, s, in, sequence)
 			}
 			lists(t, s)
+			announced(t, s)
 			sequence++
 			listsFollowed(t, s, in, sequence)
 			eventually(t, "ready", in.Ready)
@@ -233,6 +234,48 @@ func TestClusterSpreadsInstances(t *testing.T) {
 			t.Error("a node has no index: the hash tag is the same for all")
 		}
 	}
+}
+
+// announced wants what is announced, of hubs all over the store, to be wanted, and a lease to have one holder.
+func announced(t *testing.T, s *redisstore.Store) {
+	t.Helper()
+	var keys []status.Key
+	for n := range owners {
+		keys = append(keys, status.Key{Hub: fmt.Sprint("hub-", n), InstanceID: "1"})
+	}
+	if err := s.Announce(t.Context(), keys, time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range keys {
+		if ids, err := s.Interested(t.Context(), k.Hub); err != nil || !slices.Equal(ids, []string{"1"}) {
+			t.Errorf("%s: got %q, %v", k.Hub, ids, err)
+		}
+		for holder, want := range map[string]bool{k.Hub: true, "another": false} {
+			if _, err := s.Lease(t.Context(), k.Hub, k.Hub, time.Minute); err != nil {
+				t.Error(err)
+			}
+			if mine, err := s.Lease(t.Context(), k.Hub, holder, time.Minute); err != nil || mine != want {
+				t.Errorf("%s: got %t, %v, want %t", holder, mine, err, want)
+			}
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	heard := make(chan string, 1)
+	go func() {
+		_ = s.FollowInterest(ctx, "followed", func(id string) {
+			select {
+			case heard <- id:
+			default:
+			}
+		})
+	}()
+	n := 0
+	eventually(t, "what is announced is heard", func() bool {
+		n++
+		_ = s.Announce(t.Context(), []status.Key{{Hub: "followed", InstanceID: fmt.Sprint(n)}}, time.Now().Add(time.Minute)) // or the next one
+		return len(heard) > 0
+	})
 }
 
 // sweep wants those out of all indexes whose records have gone, wherever either is.
@@ -311,6 +354,7 @@ func TestSentinelFailoverIsAGap(t *testing.T) {
 		return errs[0] == nil
 	})
 	listsFollowed(t, s, in, 3)
+	announced(t, s)
 	if _, err := s.Reindex(t.Context(), nil); err != nil { // what was written last before the failover may be lost
 		t.Error(err)
 	}

@@ -777,7 +777,7 @@ func ticketsAreTakenOnce(t *testing.T, h Harness) {
 func ordinaryCommandsSuffice(t *testing.T, h Harness) {
 	h.Real.Do(append([]string{"ACL", "SETUSER", "relay", "on", ">secret", "~statusrelay:*", "&statusrelay:*"}, strings.Fields(
 		"+hello +client|setname +ping +hmget +hset +hgetall +hdel +pexpire +publish +subscribe +unsubscribe +eval +evalsha +time"+
-			" +pttl +zscore +zadd +zrem +zremrangebyscore +zrevrangebyscore +del +scan +get +set +multi +exec")...)...)
+			" +pttl +zscore +zadd +zrem +zremrangebyscore +zremrangebyrank +zrevrangebyscore +del +scan +get +set +multi +exec")...)...)
 	s := open(t, h.Addr, func(o *redisstore.Options) { o.Username, o.Password = "relay", "secret" })
 	f := follow(t, s)
 	f.subscribe(order)
@@ -806,6 +806,23 @@ func ordinaryCommandsSuffice(t *testing.T, h Harness) {
 		t.Error(err)
 	}
 	eventually(t, "ready", f.Ready)
+
+	do(t, h.Addr, "SET", wantedName("orders"), "text")
+	e := listen(t, s, "orders")
+	announce(t, s, time.Minute, "orders", "a")
+	do(t, h.Addr, "ZADD", wantedName("orders"), fmt.Sprint(time.Now().Add(time.Minute).UnixMilli()), "@")
+	if !slices.Contains(interested(t, s, "orders"), "a") {
+		t.Error("what was announced is not wanted")
+	}
+	eventually(t, "heard", func() bool { return e.heard("a") == 1 })
+	for n, holder := range []string{"a", "a", "b"} {
+		if leased(t, s, "bridge", holder, time.Minute) != (n < 2) {
+			t.Errorf("the lease that %s asks for as number %d", holder, n)
+		}
+	}
+	if err := s.Release(t.Context(), "bridge", "a"); err != nil {
+		t.Error(err)
+	}
 
 	sockets, other := count(t, h.Addr, time.Hour, asRelay), count(t, h.Addr, time.Hour)
 	do(t, h.Addr, "SET", sockets.name("alice"), "text")

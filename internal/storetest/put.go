@@ -454,6 +454,15 @@ func unavailable(t *testing.T, s *redisstore.Store) {
 	if err := s.Ping(t.Context()); !errors.Is(err, status.ErrUnavailable) {
 		t.Errorf("ping: got %v, want unavailable", err)
 	}
+	if err := s.Announce(t.Context(), []status.Key{order}, time.Now().Add(time.Minute)); !errors.Is(err, status.ErrUnavailable) {
+		t.Errorf("announce: got %v, want unavailable", err)
+	}
+	if _, err := s.Interested(t.Context(), order.Hub); !errors.Is(err, status.ErrUnavailable) {
+		t.Errorf("interested: got %v, want unavailable", err)
+	}
+	if mine, err := s.Lease(t.Context(), "bridge", "a", time.Minute); mine || !errors.Is(err, status.ErrUnavailable) {
+		t.Errorf("lease: got %v, %v, want unavailable", mine, err)
+	}
 }
 
 func unwritable(t *testing.T, s *redisstore.Store) {
