@@ -12,6 +12,7 @@
 //   - after a [Hub.Gap], and in any case once in every [Options.Refresh], every watched instance is read again, so
 //     that a lost push and a record that expired are noticed;
 //   - an instance that has been silent for longer than its limit is told to be stale, once, within about a second;
+//   - it knows which of the watched instances somebody wants who may see them, for whoever would have to fetch them;
 //   - an offer allocates nothing per watch, and nothing is written to any socket under one of its locks.
 //
 // [Lists] does the same for queries: it tells a reader which instances the query selects, as they appear.
@@ -66,6 +67,9 @@ type Options struct {
 	Batch int
 	// StaleAfter is for how long an instance may be silent before it is stale, 0 for ever. Default: for ever.
 	StaleAfter func(*status.Record) time.Duration
+	// Wanted is told of each instance that comes to be wanted (Watch.Want). It must not block and must not use the hub.
+	// Default: nobody is told, and nothing is wanted.
+	Wanted func(status.Key)
 
 	Logger  *slog.Logger          // default: none
 	Metrics prometheus.Registerer // default: counted nowhere visible
@@ -126,6 +130,7 @@ type instance struct {
 	version int64  // highest that was offered
 	staleAt int64  // when that version becomes stale, in unix microseconds; 0: never, or it is known
 	first   *Watch // list of watches, linked by next and prev
+	wanting int    // how many of them want it
 }
 
 // New returns a hub without watches.
@@ -182,6 +187,30 @@ func (h *Hub) Watch(w *Watch, key status.Key, sink Sink) {
 	s.mu.Unlock()
 	h.metrics.watches.Inc()
 	h.look(in)
+}
+
+// Wanted yields all instances that are wanted here, and whether they are known to exist. What yield does must not block and
+// must not use the hub.
+func (h *Hub) Wanted(yield func(k status.Key, exists bool) bool) {
+	for i := range h.shards {
+		if !h.shards[i].wanted(yield) {
+			return
+		}
+	}
+}
+
+func (s *shard) wanted(yield func(status.Key, bool) bool) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for k, in := range s.instances {
+		in.mu.Lock()
+		wanted, exists := in.wanting > 0, in.version > 0 && !in.gone
+		in.mu.Unlock()
+		if wanted && !yield(k, exists) {
+			return false
+		}
+	}
+	return true
 }
 
 // Offer gives a record to the watches of its instance. Those that know a newer version keep it.

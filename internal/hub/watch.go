@@ -25,6 +25,8 @@ type Watch struct {
 
 	pending atomic.Pointer[Snapshot]
 	taken   atomic.Int64 // twice the version of what was taken last, less one if that is to be given again
+
+	wants bool // guarded by instance.mu
 }
 
 // Key names the watched instance.
@@ -55,11 +57,44 @@ func (w *Watch) Again() {
 	w.instance.hub.look(w.instance)
 }
 
+// Want says whether whoever has the watch wants the instance, and would be shown it for all that is known without it. A new
+// watch wants nothing.
+func (w *Watch) Want(wants bool) {
+	in := w.instance
+	told := in.hub.options.Wanted
+	if told == nil {
+		return
+	}
+	in.mu.Lock()
+	first := false
+	if w.wants != wants {
+		w.wants = wants
+		in.count(wants)
+		first = wants && in.wanting == 1
+	}
+	in.mu.Unlock()
+	if first {
+		told(in.key)
+	}
+}
+
+// count counts a watch that comes to want the instance, or does not any more. It needs mu.
+func (in *instance) count(wants bool) {
+	if wants {
+		in.wanting++
+	} else {
+		in.wanting--
+	}
+}
+
 // Close ends the watch. When it has returned, the sink is not woken any more. A closed watch cannot be opened again.
 func (w *Watch) Close() {
 	in := w.instance
 	in.mu.Lock()
 	in.unlink(w)
+	if w.wants {
+		in.count(false)
+	}
 	empty := in.first == nil
 	in.mu.Unlock()
 	in.hub.metrics.watches.Dec()

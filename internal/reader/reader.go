@@ -64,6 +64,12 @@ func (s *Source) Audience(who *auth.Principal, r *status.Record) *policy.Audienc
 	return audience(s.policy(), who, r)
 }
 
+// MayAsk reports whether somebody may see an instance, as far as that is known without a record: by what their credential is good
+// for. Only who may is a reason to fetch it.
+func MayAsk(who *auth.Principal, k status.Key) bool {
+	return who.May(auth.Read, k.Hub) && (who.Grant == nil || who.Grant.Link == nil || who.Grant.Link.Key == k)
+}
+
 func audience(p *policy.Policy, who *auth.Principal, r *status.Record) *policy.Audience {
 	switch {
 	case !who.May(auth.Read, r.Hub):
@@ -272,6 +278,7 @@ func (r *Reader) tell(events ...Event) {
 func (r *Reader) add(k status.Key, w *watch) {
 	// The hub first: it gives the watch its key. It is woken at the earliest when the hub has read.
 	r.source.hub.Watch(&w.Watch, k, w)
+	w.Want(MayAsk(r.principal.Load(), k))
 	r.mu.Lock()
 	r.watches.put(k, w)
 	r.mu.Unlock()
@@ -291,6 +298,7 @@ func (r *Reader) Reassess() {
 	r.editing.Lock()
 	defer r.editing.Unlock()
 	for w := range r.watches.all {
+		w.Want(MayAsk(r.principal.Load(), w.Key()))
 		if w.extra == nil {
 			w.Again()
 			continue
