@@ -35,13 +35,9 @@ func (a *API) durable(w http.ResponseWriter, r *http.Request) (int, error) {
 	if status.ValidHub(key.Hub) != nil || status.ValidInstanceID(key.InstanceID) != nil {
 		return 0, status.ErrNotFound // which is what clients of the built-in one understand
 	}
-	record, err := a.latest(r.Context(), key)
+	record, audience, err := a.find(w, r, who, key)
 	if err != nil {
 		return 0, err
-	}
-	audience := a.o.Source.Audience(who, record)
-	if audience == nil {
-		return 0, status.ErrNotFound
 	}
 	h := w.Header()
 	h.Set("Cache-Control", "private, no-cache")

@@ -12,6 +12,7 @@
 // may not see is answered exactly like one that does not exist. Answers carry an ETag of what the caller sees, so that
 // If-None-Match is answered with 304 until that changes (RFC 9110 section 13.1.2), and may be kept but not used unasked
 // (Cache-Control: private, no-cache). While an instance runs, Retry-After follows the rate at which it really changes.
+// What a caller does not see of a bridged hub is wanted, and waited for, for a moment, whether it exists or not.
 // Who waits costs the store nothing and is bounded in number, per caller and in all. Who asks too fast is told when to come
 // back, and is let in then; others are served meanwhile. Errors are problem+json (package problem).
 //
@@ -83,6 +84,13 @@ type Options struct {
 	// so that guessing is slow. It is shared by all who authenticate. Default: no limit
 	Failures *limit.Buckets[netip.Addr]
 
+	// Interest is told what is wanted of bridged hubs. Default: no hub is bridged
+	Interest Interest
+	// FirstWait is how long what a caller does not see is waited for, of a bridged hub, before it is not there. Default: not at all
+	FirstWait time.Duration
+	// FirstReads bounds how many of those one caller may have fetched. Default: no limit
+	FirstReads limit.Rate
+
 	RetryMin, RetryMax time.Duration // bounds of Retry-After. Default 1 s, 1 min
 
 	Heartbeat    time.Duration // between comments in a stream at most; up to a quarter shorter at random. Default 15 s
@@ -98,7 +106,8 @@ type API struct {
 	mux     *http.ServeMux
 	metrics *metrics
 	rates   rates
-	waiting *places // for long-polls
+	firsts  *limit.Buckets[caller]
+	waiting *places // for long-polls, and for first uses
 	streams *places // for event streams
 	closing chan struct{}
 	end     time.Time // by which those who wait are answered; written before closing is closed
@@ -120,6 +129,7 @@ func New(o Options) *API {
 	}
 	a := &API{o: o, mux: http.NewServeMux(), metrics: newMetrics(o.Metrics), closing: make(chan struct{})}
 	a.rates = rates{limit.New[caller](o.PerCaller), limit.New[netip.Addr](o.PerAddress), o.Failures}
+	a.firsts = limit.New[caller](o.FirstReads)
 	a.waiting = newPlaces(limitWaiting, o.MaxWaiting, o.MaxPerCaller, a.metrics.waiting)
 	a.streams = newPlaces(limitStreams, o.MaxStreams, o.MaxPerCaller, a.metrics.streams)
 	read := []string{http.MethodGet, http.MethodHead}
@@ -178,7 +188,8 @@ type answer func(w http.ResponseWriter, r *http.Request) (code int, err error)
 func (a *API) handle(f answer, methods ...string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		w = &boundedWriter{w, a.o.WriteTimeout}
+		bounded := &boundedWriter{ResponseWriter: w, timeout: a.o.WriteTimeout}
+		w = bounded
 		h := w.Header()
 		h.Add("Vary", "Authorization, Accept") // beside what CORS has set
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -196,20 +207,8 @@ func (a *API) handle(f answer, methods ...string) http.Handler {
 		if err != nil {
 			code = a.fail(w, r, err)
 		}
-		a.metrics.requests.WithLabelValues(kindOf(h), strconv.Itoa(code)).Observe(time.Since(start).Seconds())
+		a.metrics.requests.WithLabelValues(bounded.kind(), strconv.Itoa(code)).Observe(time.Since(start).Seconds())
 	})
-}
-
-// kindOf tells by an answer's header what took its time: the relay, or the wait for a change.
-func kindOf(h http.Header) string {
-	switch {
-	case h.Get("Content-Type") == eventStream:
-		return "stream"
-	case h.Get("Preference-Applied") != "":
-		return "wait"
-	default:
-		return "read"
-	}
 }
 
 // A boundedWriter bounds the time in which an answer must be read. The server bounds none, because of streams, which do so
@@ -217,6 +216,21 @@ func kindOf(h http.Header) string {
 type boundedWriter struct {
 	http.ResponseWriter
 	timeout time.Duration
+	first   bool // it was waited for a first use
+}
+
+// kind tells what took the time of an answer: the relay, or the wait for a change, or for a bridge.
+func (w *boundedWriter) kind() string {
+	switch h := w.Header(); {
+	case h.Get("Content-Type") == eventStream:
+		return "stream"
+	case h.Get("Preference-Applied") != "":
+		return "wait"
+	case w.first:
+		return "first"
+	default:
+		return "read"
+	}
 }
 
 // minRate is what a client must be able to read, in bytes per second, if an answer is long.

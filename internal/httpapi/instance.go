@@ -1,8 +1,6 @@
 package httpapi
 
 import (
-	"context"
-	"fmt"
 	"math"
 	"net/http"
 	"slices"
@@ -34,14 +32,11 @@ func (a *API) instance(w http.ResponseWriter, r *http.Request) (int, error) {
 	if p.has("after") && tags.conditional() {
 		return 0, invalid("after", "not together with If-None-Match")
 	}
-	record, err := a.latest(r.Context(), key)
+	record, audience, err := a.find(w, r, who, key)
 	if err != nil {
 		return 0, err
 	}
-	s, err := a.see(who, record)
-	if err != nil {
-		return 0, err
-	}
+	s := seen{record, audience.View(record)}
 	if !tags.match(s.view.ETag) && record.Version > after {
 		return a.respond(w, s, "")
 	}
@@ -52,24 +47,6 @@ func (a *API) instance(w http.ResponseWriter, r *http.Request) (int, error) {
 	return a.await(w, r, who, known{s, tags, after}, wait)
 }
 
-// latest reads one instance, which is an ErrNotFound when there is none. It is stale if it has been silent for too long.
-func (a *API) latest(ctx context.Context, key status.Key) (*status.Record, error) {
-	reading, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	records, err := a.o.Store.Latest(reading, []status.Key{key})
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", key, err)
-	}
-	if records[0] == nil || records[0].Purged {
-		return nil, status.ErrNotFound
-	}
-	return a.aged(records[0]), nil
-}
-
-func (a *API) aged(r *status.Record) *status.Record {
-	return r.Aged(a.o.Source.Policy().StaleAfter(r), time.Now())
-}
-
 // A seen is a record as a caller sees it.
 type seen struct {
 	record *status.Record
@@ -78,7 +55,7 @@ type seen struct {
 
 // see returns what a caller sees of a record. What they may not see is an ErrNotFound, as if it did not exist.
 func (a *API) see(who *auth.Principal, r *status.Record) (seen, error) {
-	audience := a.o.Source.Audience(who, r)
+	audience := a.audience(who, r)
 	if audience == nil {
 		return seen{}, status.ErrNotFound
 	}
@@ -159,33 +136,22 @@ func (a *API) await(w http.ResponseWriter, r *http.Request, who *auth.Principal,
 	c.wake = make(chan struct{}, 1)
 	a.o.Source.Hub().Watch(&c.Watch, has.record.Key(), &c)
 	defer c.Close()
+	c.Want(true)
 
-	timeout := time.NewTimer(wait)
-	defer timeout.Stop()
-	expiry := newExpiry(who)
-	defer expiry.Stop()
-	closing, end := a.closing, (<-chan time.Time)(nil)
+	v := a.newVigil(who, wait)
+	defer v.stop()
 	for {
-		select {
-		case <-c.wake:
-		case <-timeout.C:
+		over, err := v.next(r.Context(), c.wake)
+		switch {
+		case err != nil:
+			return 0, err
+		case over:
 			return a.conclude(w, who, &has, preference)
-		case <-end:
-			return a.conclude(w, who, &has, preference)
-		case <-closing:
-			closing, end = nil, a.farewell()
-			continue
-		case <-expiry.C:
-			return 0, auth.ErrExpired
-		case <-r.Context().Done():
-			return 0, r.Context().Err()
 		}
 		snapshot := c.Take()
 		switch {
 		case snapshot == nil:
 			continue
-		case who.Expired(time.Now()): // of a key that was withdrawn: no timer tells of that
-			return 0, auth.ErrExpired
 		case snapshot.Gone():
 			return 0, status.ErrNotFound
 		}
@@ -203,9 +169,6 @@ func (a *API) await(w http.ResponseWriter, r *http.Request, who *auth.Principal,
 
 // conclude answers who has waited long enough. No version tells that the policy has changed meanwhile.
 func (a *API) conclude(w http.ResponseWriter, who *auth.Principal, has *known, preference string) (int, error) {
-	if who.Expired(time.Now()) {
-		return 0, auth.ErrExpired
-	}
 	now, err := a.see(who, a.aged(has.record))
 	switch {
 	case err != nil:

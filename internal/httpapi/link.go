@@ -125,7 +125,7 @@ func (a *API) sign(ctx context.Context, who *auth.Principal, key status.Key, lif
 	if err != nil {
 		return signed, expires, err
 	}
-	audience := a.o.Source.Audience(who, record)
+	audience := a.audience(who, record)
 	if audience == nil {
 		return signed, expires, status.ErrNotFound
 	}

@@ -101,25 +101,54 @@ func (a *API) batch(w http.ResponseWriter, r *http.Request, p *params, hub strin
 	if err != nil {
 		return 0, fmt.Errorf("reading %d instances: %w", len(keys), err)
 	}
+	if records, err = a.firstOf(w, r, who, keys, records); err != nil {
+		return 0, err
+	}
 	b := newBody()
 	var soonest time.Duration
 	for _, i := range items {
 		if i.code == 0 {
-			var record *status.Record
-			record, records = records[0], records[1:]
-			if record != nil && !record.Purged {
-				record = a.aged(record)
-				if s, err := a.see(who, record); err == nil {
-					b.add(s)
-					soonest = sooner(soonest, a.retryAfter(record, time.Now()))
-					continue
-				}
+			record := a.aged(records[0])
+			records = records[1:]
+			if s, err := a.see(who, record); err == nil {
+				b.add(s)
+				soonest = sooner(soonest, a.retryAfter(record, time.Now()))
+				continue
 			}
 			i.code = http.StatusNotFound
 		}
 		b.refuse(i)
 	}
 	return b.respond(w, tags, soonest), nil
+}
+
+// firstOf has those fetched of which the caller sees nothing, if their hub is bridged, and returns all that there are then. All are
+// waited for together.
+func (a *API) firstOf(w http.ResponseWriter, r *http.Request, who *auth.Principal, keys []status.Key, records []*status.Record) ([]*status.Record, error) {
+	if len(keys) == 0 || !a.bridged(keys[0].Hub) {
+		return records, nil
+	}
+	var unseen []status.Key
+	var places []int
+	for i, k := range keys {
+		if a.audience(who, a.aged(records[i])) != nil {
+			a.o.Interest.Want(k, true)
+			continue
+		}
+		unseen, places = append(unseen, k), append(places, i)
+	}
+	if len(unseen) == 0 {
+		return records, nil
+	}
+	found, err := a.first(w, r, who, unseen)
+	if err != nil {
+		return nil, err
+	}
+	records = slices.Clone(records) // the store's
+	for i, place := range places {
+		records[place] = found[i]
+	}
+	return records, nil
 }
 
 // sooner is the lesser of two times to ask again, of which 0 is never.

@@ -6,7 +6,7 @@ type metrics struct {
 	requests         *prometheus.HistogramVec
 	waiting, streams prometheus.Gauge
 	events           prometheus.Counter
-	limited          *prometheus.CounterVec
+	limited, firsts  *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -14,11 +14,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "request_seconds",
-			Help:    "Time to answer, by kind (read; wait: a long-poll; stream: until its end) and status; 499: the caller left.",
+			Help:    "Time to answer, by kind (read; wait: a long-poll; first: a wait for what a bridge fetches; stream: until its end) and status; 499: the caller left.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .1, .5, 2.5, 10, 60},
 		}, []string{"kind", "code"}),
 		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
-			Namespace: namespace, Subsystem: subsystem, Name: "waiting", Help: "Requests that wait for a change (Prefer: wait).",
+			Namespace: namespace, Subsystem: subsystem, Name: "waiting", Help: "Requests that wait for a change (Prefer: wait), or for what a bridge fetches.",
 		}),
 		streams: prometheus.NewGauge(prometheus.GaugeOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "streams", Help: "Open event streams.",
@@ -31,11 +31,18 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Help: "Requests answered 429, by the limit that was reached: caller, address, failures (too many bad credentials from an address), waiting, streams.",
 		}, []string{"limit"}),
 	}
+	m.firsts = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Subsystem: subsystem, Name: "first_reads_total",
+		Help: "Instances of bridged hubs that were asked for and not seen, by what became of it: found, missing, refused (the caller asks for too many, or has no right to any).",
+	}, []string{"result"})
+	for _, result := range []string{firstFound, firstMissing, firstRefused} {
+		m.firsts.WithLabelValues(result)
+	}
 	for _, name := range []string{limitCaller, limitAddress, limitFailures, limitWaiting, limitStreams} {
 		m.limited.WithLabelValues(name) // there from the start: an alert can ask for its rate
 	}
 	if r != nil {
-		r.MustRegister(m.requests, m.waiting, m.streams, m.events, m.limited)
+		r.MustRegister(m.requests, m.waiting, m.streams, m.events, m.limited, m.firsts)
 	}
 	return m
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"statusrelay/internal/apitest"
 	"statusrelay/internal/auth"
@@ -379,9 +380,13 @@ func newWorld(t testing.TB, o httpapi.Options, records ...*status.Record) *world
 	for _, r := range records {
 		w.store.records[r.Key()] = r
 	}
-	h := hub.New(hub.Options{
+	watching := hub.Options{
 		StaleAfter: func(r *status.Record) time.Duration { return w.policy.Load().StaleAfter(r) }, Metrics: w.metrics,
-	})
+	}
+	if wishes, ok := o.Interest.(*wishes); ok {
+		watching.Wanted = wishes.watched
+	}
+	h := hub.New(watching)
 	lists := hub.NewLists(hub.ListOptions{Labels: []string{"owner"}, Metrics: w.metrics})
 	w.store.offer, w.store.touch = h.Offer, lists.Touch
 	ctx, cancel := context.WithCancel(context.Background())
@@ -436,7 +441,7 @@ func (w *world) metric(t testing.TB, name, label string) (value float64) {
 	}
 	for _, f := range families {
 		for _, m := range f.Metric {
-			if f.GetName() == "statusrelay_"+name && (label == "" || m.Label[0].GetValue() == label) {
+			if f.GetName() == "statusrelay_"+name && (label == "" || slices.ContainsFunc(m.Label, func(l *dto.LabelPair) bool { return l.GetValue() == label })) {
 				value += m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
 			}
 		}
