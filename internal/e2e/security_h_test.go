@@ -44,6 +44,17 @@ func (w *world) request(r *replica, method, path, token string, headers ...strin
 func TestH1NotYoursIsNotThereOnEveryPath(t *testing.T) {
 	t.Parallel()
 	w, r := hiddenWorld(t, func(c *relay.Config) { c.Read.Heartbeat = 500 * time.Millisecond })
+	notYoursIsNotThere(t, w, r)
+}
+
+// So they are where a bridge is asked for both.
+func TestH1NotYoursIsNotThereInABridgedHub(t *testing.T) {
+	t.Parallel()
+	w, r := hiddenWorld(t, func(c *relay.Config) { c.Read.Heartbeat = 500 * time.Millisecond }, bridgedBy(200*time.Millisecond, time.Minute))
+	notYoursIsNotThere(t, w, r)
+}
+
+func notYoursIsNotThere(t *testing.T, w *world, r *replica) {
 	instances := "/v1/hubs/" + hub + "/instances"
 	version := w.view(w.get(r, w.operator, key("theirs")).body).Version
 	for what, ask := range map[string]func(id string) string{

@@ -108,7 +108,7 @@ func TestFirstUseWaitsUntilTheInstanceAppears(t *testing.T) {
 }
 
 // What there is not, what is not theirs, and what is purged take the same way, the same time, and end in the same words.
-func TestE1FirstUseTellsNothingOfWhatIsNotSeen(t *testing.T) {
+func TestH1FirstUseTellsNothingOfWhatIsNotSeen(t *testing.T) {
 	for name, path := range map[string]string{"GET": "/v1/instances/%s", "drop-in": dropIn + "%s", "batch": "/v1/instances?id=%s"} {
 		for _, header := range [][]string{nil, {"If-None-Match", "*", "Prefer", "wait=30"}} {
 			t.Run(name+fmt.Sprint(header), func(t *testing.T) {

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
 	"statusrelay/internal/auth"
+	"statusrelay/internal/redisstore"
 	"statusrelay/internal/shell"
 	"statusrelay/internal/status"
 )
@@ -37,6 +39,7 @@ type Config struct {
 	Watch        Watch            `koanf:"watch"`
 	Read         Read             `koanf:"read"`
 	Links        Links            `koanf:"links"`
+	Bridge       Bridge           `koanf:"bridge"`
 	Limits       Limits           `koanf:"limits"`
 }
 
@@ -74,6 +77,37 @@ type Read struct {
 	Heartbeat    time.Duration `koanf:"heartbeat" usage:"time between comments in an event stream; below the idle limit of every proxy on the way"`
 }
 
+// Bridge says what to let a bridge fetch, which watches a runtime that does not publish by itself.
+type Bridge struct {
+	Hubs      []string      `koanf:"hubs" usage:"hubs of which a bridge (notifier, bridge.url) fetches what somebody here wants; none by default"`
+	FirstWait time.Duration `koanf:"first_wait" usage:"how long a request for what is not there, or not for the caller, waits for a bridge to fetch it; 0: not at all"`
+	Interest  time.Duration `koanf:"interest" usage:"how long an instance is of interest after somebody has asked for it, or watched it; at most 1h"`
+}
+
+// maxFirstWait is short of what callers and proxies wait for an answer.
+const maxFirstWait = 30 * time.Second
+
+// mistakes are those of the bridge.
+func (b Bridge) mistakes() (errs []error) {
+	for i, hub := range b.Hubs {
+		if err := status.ValidHub(hub); err != nil {
+			errs = append(errs, fmt.Errorf("bridge.hubs: %w", err))
+		} else if slices.Contains(b.Hubs[:i], hub) {
+			errs = append(errs, fmt.Errorf("bridge.hubs: %s more than once", hub))
+		}
+	}
+	if b.FirstWait < 0 || b.FirstWait > maxFirstWait {
+		errs = append(errs, fmt.Errorf("bridge.first_wait: not between 0s and %s", maxFirstWait))
+	}
+	if b.Interest < minInterest || b.Interest > redisstore.MaxInterest {
+		errs = append(errs, fmt.Errorf("bridge.interest: not between %s and %s", minInterest, redisstore.MaxInterest))
+	}
+	return errs
+}
+
+// minInterest leaves a bridge that misses what is announced the time to read what is wanted.
+const minInterest = 5 * time.Second
+
 // Defaults is the configuration before anything is configured.
 func Defaults() Config {
 	return Config{
@@ -99,6 +133,7 @@ func Defaults() Config {
 			RetryMin: time.Second, RetryMax: time.Minute, Heartbeat: 15 * time.Second,
 		},
 		Links:  Links{MaxLife: auth.DefaultLinkLife},
+		Bridge: Bridge{FirstWait: 2 * time.Second, Interest: time.Minute},
 		Limits: defaultLimits(),
 	}
 }
@@ -143,6 +178,7 @@ func (c Config) Validate() error {
 	if err := validBase(c.PublicURL); err != nil {
 		errs = append(errs, fmt.Errorf("public_url: %w", err))
 	}
+	errs = append(errs, c.Bridge.mistakes()...)
 	errs = append(errs, c.Limits.mistakes()...)
 	errs = append(errs, c.Base().Validate(), c.ServiceBus.Validate())
 	return errors.Join(errs...)

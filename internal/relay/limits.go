@@ -17,6 +17,7 @@ type Limits struct {
 	RequestsPerCaller    float64 `koanf:"requests_per_caller" usage:"HTTP requests per second of one caller; a list counts as ten, one that names several instances as one for ten of them; 0: any number"`
 	RequestsPerAddress   float64 `koanf:"requests_per_address" usage:"HTTP requests per second from one address (of IPv6, a /64); 0: any number"`
 	FailuresPerAddress   float64 `koanf:"failures_per_address" usage:"credentials per second from one address that prove nothing; while there are more, nobody from there is let in; 0: any number"`
+	FirstReads           float64 `koanf:"first_reads" usage:"instances per second of bridged hubs that one caller may have fetched who does not see them; of more nobody hears; 0: any number"`
 	HandshakesPerAddress float64 `koanf:"handshakes_per_address" usage:"WebSocket handshakes per second from one address (of IPv6, a /64); 0: any number"`
 	Handshakes           float64 `koanf:"handshakes" usage:"WebSocket handshakes per second in all; 0: any number"`
 	SocketsPerCaller     int     `koanf:"sockets_per_caller" usage:"sockets of one caller on all replicas together, or on each while Redis does not answer; 0: any number"`
@@ -26,7 +27,7 @@ type Limits struct {
 // a proxy that is not trusted all callers have one address, and a backend reads for many people with one token.
 func defaultLimits() Limits {
 	return Limits{
-		RequestsPerCaller: 20_000, RequestsPerAddress: 50_000, FailuresPerAddress: 500,
+		RequestsPerCaller: 20_000, RequestsPerAddress: 50_000, FailuresPerAddress: 500, FirstReads: 10,
 		HandshakesPerAddress: 10_000, Handshakes: 20_000, SocketsPerCaller: 20_000,
 	}
 }
@@ -40,6 +41,7 @@ func (l Limits) mistakes() (errs []error) {
 		{"requests_per_caller", l.RequestsPerCaller},
 		{"requests_per_address", l.RequestsPerAddress},
 		{"failures_per_address", l.FailuresPerAddress},
+		{"first_reads", l.FirstReads},
 		{"handshakes_per_address", l.HandshakesPerAddress},
 		{"handshakes", l.Handshakes},
 		{"sockets_per_caller", float64(l.SocketsPerCaller)},
@@ -56,6 +58,7 @@ func (r *Relay) limited(api *httpapi.Options, sockets *wsapi.Options) {
 	l := r.config.Limits
 	failures := limit.New[netip.Addr](limit.PerSecond(l.FailuresPerAddress))
 	api.PerCaller, api.PerAddress, api.Failures = limit.PerSecond(l.RequestsPerCaller), limit.PerSecond(l.RequestsPerAddress), failures
+	api.FirstReads = limit.PerSecond(l.FirstReads)
 	sockets.HandshakesPerAddress, sockets.Handshakes = limit.PerSecond(l.HandshakesPerAddress), limit.PerSecond(l.Handshakes)
 	sockets.Failures = failures
 	if l.SocketsPerCaller > 0 {

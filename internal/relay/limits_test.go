@@ -14,6 +14,7 @@ func TestLimitsAreChecked(t *testing.T) {
 		"requests_per_caller":    func(l *relay.Limits) { l.RequestsPerCaller = -1 },
 		"requests_per_address":   func(l *relay.Limits) { l.RequestsPerAddress = math.NaN() },
 		"failures_per_address":   func(l *relay.Limits) { l.FailuresPerAddress = math.Inf(1) },
+		"first_reads":            func(l *relay.Limits) { l.FirstReads = -1 },
 		"handshakes_per_address": func(l *relay.Limits) { l.HandshakesPerAddress = -0.1 },
 		"handshakes":             func(l *relay.Limits) { l.Handshakes = -1 },
 		"sockets_per_caller":     func(l *relay.Limits) { l.SocketsPerCaller = -1 },

@@ -24,6 +24,7 @@ import (
 	"statusrelay/internal/httpapi"
 	"statusrelay/internal/hub"
 	"statusrelay/internal/ingest"
+	"statusrelay/internal/interest"
 	"statusrelay/internal/policy"
 	"statusrelay/internal/reader"
 	"statusrelay/internal/redisstore"
@@ -52,6 +53,7 @@ type Relay struct {
 	follower *redisstore.Follower
 	hub      *hub.Hub
 	lists    *hub.Lists
+	interest *interest.Interest // nil: no hub is bridged
 	api      *httpapi.API
 	sockets  *wsapi.Server
 	counter  *redisstore.Sockets // nil: nobody counts them
@@ -112,10 +114,15 @@ func (r *Relay) parts(links *auth.Links) (err error) {
 // watching builds what tells readers.
 func (r *Relay) watching(links *auth.Links) {
 	c := r.config
-	r.hub = hub.New(hub.Options{
+	watching := hub.Options{
 		StaleAfter: func(record *status.Record) time.Duration { return r.Policy().StaleAfter(record) },
 		Logger:     r.Log, Metrics: r.Metrics,
-	})
+	}
+	if len(c.Bridge.Hubs) > 0 {
+		r.interest = interest.New(interest.Options{Hubs: c.Bridge.Hubs, Period: c.Bridge.Interest, Logger: r.Log, Metrics: r.Metrics})
+		watching.Wanted = r.interest.Opened
+	}
+	r.hub = hub.New(watching)
 	r.lists = hub.NewLists(hub.ListOptions{Labels: c.Redis.IndexLabels, Logger: r.Log, Metrics: r.Metrics})
 	r.follower = r.store.Follow(redisstore.FollowOptions{
 		Offer: r.hub.Offer, Touch: r.lists.Touch,
@@ -131,6 +138,7 @@ func (r *Relay) watching(links *auth.Links) {
 		DefaultHub: c.DefaultHub, PublicURL: c.PublicURL,
 		MaxWait: c.Read.MaxWait, MaxWaiting: c.Read.MaxWaiting, MaxStreams: c.Read.MaxStreams, MaxPerCaller: c.Read.MaxPerCaller,
 		RetryMin: c.Read.RetryMin, RetryMax: c.Read.RetryMax, Heartbeat: c.Read.Heartbeat, WriteTimeout: c.Watch.WriteTimeout,
+		FirstWait: c.Bridge.FirstWait, Interest: r.interest,
 		Logger: r.Log, Metrics: r.Metrics,
 	}
 	sockets := wsapi.Options{
@@ -182,6 +190,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	parts.Go(func() error { return r.lists.Run(live, r.follower, r.store) })
 	parts.Go(func() error { return r.sockets.Run(live) })
 	parts.Go(func() error { return r.store.Sweep(live) })
+	if r.interest != nil {
+		parts.Go(func() error { return r.interest.Run(live, r.store, r.hub.Wanted) })
+	}
 	if r.counter != nil {
 		parts.Go(func() error { return r.counter.Run(live) })
 	}
