@@ -44,7 +44,7 @@ var tree = []pkg{
 	// edges: one technology each
 	{"servicebus", "azservicebus azure amqp backoff uuid", ""},
 	{"redisstore", "limit go-redis lru", "miniredis"},
-	{"httpapi", "auth policy hub reader limit problem", "openapi"},
+	{"httpapi", "auth policy hub reader limit problem", "interest openapi"},
 	{"wsapi", "auth reader limit problem gorilla", ""},
 	{"ingestapi", "auth policy wire limit problem", "openapi"},
 	{"bridge/eventgrid", "auth policy wire limit problem", "openapi"},

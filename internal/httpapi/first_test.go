@@ -3,6 +3,7 @@ package httpapi_test
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"statusrelay/internal/auth"
 	"statusrelay/internal/httpapi"
+	"statusrelay/internal/interest"
 	"statusrelay/internal/limit"
 	"statusrelay/internal/status"
 )
@@ -363,4 +365,25 @@ func TestStreamWantsItsInstances(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		wished.want(t, "a list's", "orders/e watched")
 	})
+}
+
+// A GET of what is seen must not cost more because hubs are bridged.
+func BenchmarkGet(b *testing.B) {
+	for name, o := range map[string]httpapi.Options{
+		"no bridge":   {},
+		"another hub": {Interest: interest.New(interest.Options{Hubs: []string{"another"}})},
+		"bridged":     {Interest: interest.New(interest.Options{Hubs: []string{"orders"}})},
+	} {
+		b.Run(name, func(b *testing.B) {
+			w := newWorld(b, o, record("a"))
+			r := newRequest(http.MethodGet, aPath, "customer.u-1")
+			b.ReportAllocs()
+			for b.Loop() {
+				answer := httptest.NewRecorder()
+				if w.api.ServeHTTP(answer, r); answer.Code != http.StatusOK {
+					b.Fatalf("got %d", answer.Code)
+				}
+			}
+		})
+	}
 }

@@ -46,7 +46,8 @@ type Options struct {
 	Hubs []string
 	// Period is how long an announcement counts. Default 1 minute.
 	Period time.Duration
-	// Most is how many instances are remembered, some 200 bytes each without their names. Default 65,536.
+	// Most is how many instances are remembered, some 200 bytes each without their names; of those that are not known to exist
+	// half as many. Default 65,536.
 	Most int
 
 	Logger  *slog.Logger          // default: none
@@ -117,7 +118,7 @@ func (i *Interest) Want(k status.Key, exists bool) {
 	case ok && w.due: // those who ask last
 	case ok && i.counts(w, perPeriod):
 		return
-	case !ok && len(i.known) >= i.options.Most:
+	case !ok && len(i.known) >= i.room(exists):
 		i.metrics.dropped.Inc()
 		return
 	default:
@@ -125,6 +126,14 @@ func (i *Interest) Want(k status.Key, exists bool) {
 		i.nudge()
 	}
 	i.known[k] = wish{due: true, exists: exists || w.due && w.exists, at: time.Now()}
+}
+
+// room is how many there may be before one more: half of it is for those that exist, whatever somebody invents.
+func (i *Interest) room(exists bool) int {
+	if exists {
+		return i.options.Most
+	}
+	return i.options.Most / 2
 }
 
 // Opened is Want of what has just come to be watched: whether it exists is found out meanwhile.

@@ -226,8 +226,8 @@ func TestInventionsEndFirst(t *testing.T) {
 				continue // until the first lap
 			}
 			w.set(func() {
-				if real, invented := w.ends[key("real")], w.ends[key(fmt.Sprint("invented-", n))]; !invented.Before(real) {
-					t.Fatalf("after %d s: what is invented is wanted until %s, what exists until %s", n, invented, real)
+				if exists, invented := w.ends[key("real")], w.ends[key(fmt.Sprint("invented-", n))]; !invented.Before(exists) {
+					t.Fatalf("after %d s: what is invented is wanted until %s, what exists until %s", n, invented, exists)
 				}
 			})
 		}
@@ -273,11 +273,17 @@ func TestMemoryIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := start(t, func(o *interest.Options) { o.Most = 100 })
 		for n := range 150 {
-			w.Want(key(fmt.Sprint(n)), false)
+			w.Want(key(fmt.Sprint("invented-", n)), false)
+		}
+		for n := range 70 {
+			w.Want(key(fmt.Sprint("real-", n)), true)
 		}
 		after(time.Second)
-		if len(w.told) != 100 || w.counted(t, "dropped") != 50 {
-			t.Errorf("announced %d, dropped %d, want 100 and 50", len(w.told), w.counted(t, "dropped"))
+		if w.times(key("invented-49"))+w.times(key("invented-50"))*10+w.times(key("real-49"))*100+w.times(key("real-50"))*1000 != 101 {
+			t.Error("not half of the room is for what is invented, and the rest for what exists")
+		}
+		if len(w.told) != 100 || w.counted(t, "dropped") != 120 {
+			t.Errorf("announced %d, dropped %d, want 100 and 120", len(w.told), w.counted(t, "dropped"))
 		}
 		after(30 * time.Second)
 		w.Want(key("later"), false)
