@@ -71,7 +71,7 @@ type Options struct {
 	PublicURL string
 
 	MaxWait      time.Duration // the longest long-poll. Default 55 s, below what most proxies allow
-	MaxWaiting   int           // long-polls at a time. Default 10,000
+	MaxWaiting   int           // long-polls, and first uses, at a time. Default 10,000
 	MaxStreams   int           // event streams at a time. Default 10,000
 	MaxPerCaller int           // of each of both. Default 1,000
 

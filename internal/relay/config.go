@@ -69,9 +69,9 @@ type Watch struct {
 // Read bounds what HTTP clients may do, and says how often they should.
 type Read struct {
 	MaxWait      time.Duration `koanf:"max_wait" usage:"longest long-poll (Prefer: wait); below the idle limit of every proxy on the way"`
-	MaxWaiting   int           `koanf:"max_waiting" usage:"long-polls that this replica holds"`
+	MaxWaiting   int           `koanf:"max_waiting" usage:"long-polls, and requests that wait for a bridge, that this replica holds"`
 	MaxStreams   int           `koanf:"max_streams" usage:"event streams that this replica holds"`
-	MaxPerCaller int           `koanf:"max_per_caller" usage:"long-polls, and event streams, that this replica holds for one caller"`
+	MaxPerCaller int           `koanf:"max_per_caller" usage:"the same, and event streams, that this replica holds for one caller"`
 	RetryMin     time.Duration `koanf:"retry_min" usage:"least Retry-After while an instance runs"`
 	RetryMax     time.Duration `koanf:"retry_max" usage:"greatest Retry-After while an instance runs"`
 	Heartbeat    time.Duration `koanf:"heartbeat" usage:"time between comments in an event stream; below the idle limit of every proxy on the way"`
