@@ -16,14 +16,20 @@ import (
 )
 
 // Main runs a command tree as a program: interrupt and SIGTERM end its context,
-// a second one ends the process at once, and an error ends it with exit code 1.
+// a second one ends the process at once, and an error ends it with exit code 1,
+// or with that of an error with a method ExitCode() int.
 func Main(root *cobra.Command) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop)
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, complaint(root.Name(), err))
-		os.Exit(1)
+		code := 1
+		var coded interface{ ExitCode() int }
+		if errors.As(err, &coded) {
+			code = coded.ExitCode()
+		}
+		os.Exit(code)
 	}
 }
 
