@@ -39,6 +39,7 @@ var tree = []pkg{
 	{"limit", "lru rate", ""},
 	{"problem", "auth limit", ""},
 	{"documents", "schemas problem", ""},
+	{"watcher", "backoff", ""}, // a client of the relay
 	{"apitest", "schemas openapi yaml jsonschema", ""}, // help for tests: none of the others may import it
 
 	// edges: one technology each
