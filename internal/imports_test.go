@@ -66,7 +66,7 @@ var tree = []pkg{
 	{"notifier", "wire policy auth problem documents servicebus redisstore ingestapi bridge/* settings telemetry shell", ""},
 	{"dev", "wire policy auth auth/devissuer devbus web settings telemetry shell relay notifier miniredis", ""},
 	{"cmd/relay", "auth settings telemetry shell relay dev cobra", ""},
-	{"cmd/notifier", "wire servicebus settings telemetry shell notifier cobra", ""},
+	{"cmd/notifier", "wire watcher servicebus settings telemetry shell notifier cobra", ""},
 
 	// tests only
 	{"docs", "", "yaml"},

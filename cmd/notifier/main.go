@@ -3,6 +3,7 @@
 //
 //	notifier serve           takes updates in over HTTP
 //	notifier send            publishes updates from flags, arguments or standard input
+//	notifier watch           follows an instance through the relay until it ends
 //	notifier check-config    says everything that is wrong with the configuration
 //	notifier config          prints the configuration in force, secrets masked
 //	notifier healthcheck     asks a replica on this machine whether it is ready
@@ -29,5 +30,5 @@ func main() {
 		},
 	}
 	shell.Main(shell.NewRoot("notifier", "Publishes the status of orchestrations",
-		append(service.Commands(), send())...))
+		append(service.Commands(), send(), watch())...))
 }

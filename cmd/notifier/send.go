@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,12 +14,15 @@ import (
 	"statusrelay/internal/servicebus"
 	"statusrelay/internal/settings"
 	"statusrelay/internal/shell"
+	"statusrelay/internal/status"
+	"statusrelay/internal/watcher"
 )
 
 // sendConfig says where send publishes to.
 type sendConfig struct {
 	DefaultHub string           `koanf:"default_hub" usage:"hub of updates that name none"`
 	ServiceBus shell.ServiceBus `koanf:"service_bus"`
+	RelayConfig
 }
 
 // Validate reports every mistake.
@@ -42,8 +43,9 @@ type fields struct {
 
 func send() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "send [update...]",
-		Short: "Publish updates from flags, arguments or standard input",
+		Use:               "send [update...]",
+		Short:             "Publish updates from flags, arguments or standard input",
+		ValidArgsFunction: cobra.NoFileCompletions,
 		Long: `Publishes updates straight to the Service Bus topic.
 
 One update from flags, or JSON documents as arguments, or, with neither, NDJSON on
@@ -51,10 +53,22 @@ standard input: one update or CloudEvents event a line. Each is judged by itself
 what is refused is reported with its number and does not keep the others from
 being published. The exit code is 1 when any was refused.
 
-The connection string comes from STATUSRELAY_SERVICE_BUS_CONNECTION_STRING or a file.`,
+With --watch all updates are of one instance, which is then followed through the relay
+until it ends; while the relay cannot be asked nothing is published.
+
+With --output json every result is a line of JSON on standard output:
+{"type":"refused","index":0,…}, {"type":"sent","accepted":1,"refused":0}, and, as in
+the frames of a WebSocket, {"type":"status",…} and {"type":"gone",…}.
+
+The connection string comes from STATUSRELAY_SERVICE_BUS_CONNECTION_STRING or a file, the
+token or API key for the relay from STATUSRELAY_RELAY_TOKEN or a file. How to have the
+shell complete commands and values: notifier completion --help.
+
+` + exitCodes,
 		Example: `  notifier send --id order-4711 --status Running --custom '{"percent":40}'
   notifier send '{"hub":"orders","instanceId":"order-4711","customStatus":{"percent":60}}'
-  notifier send < updates.ndjson`,
+  notifier send < updates.ndjson
+  notifier send --id order-4711 --status Running --watch --relay https://status.example.com`,
 	}
 	set := settings.Bind(cmd, sendConfig{DefaultHub: notifier.Defaults().DefaultHub, ServiceBus: notifier.Defaults().ServiceBus})
 	var f fields
@@ -65,14 +79,23 @@ The connection string comes from STATUSRELAY_SERVICE_BUS_CONNECTION_STRING or a 
 	flags.StringVar(&f.kind, "kind", "", "snapshot, progress, lifecycle or purged")
 	flags.StringVar(&f.status, "status", "", "runtime status, such as Running or Completed")
 	flags.StringVar(&f.custom, "custom", "", "custom status, as JSON")
-	flags.StringVar(&f.output, "output", "", "output, as JSON")
 	flags.StringVar(&f.failureType, "failure-type", "", "type of the failure")
 	flags.StringVar(&f.failureMessage, "failure-message", "", "message of the failure")
 	flags.Int64Var(&f.generation, "generation", 0, "start of the execution in unix milliseconds; default: the current execution")
 	flags.Int64Var(&f.sequence, "sequence", 0, "position of the update, such as unix microseconds; default: in the order of arrival")
 	flags.StringToStringVar(&f.labels, "label", nil, "label as name=value, may be repeated")
+	form := bindForm(cmd, "form of the results: text or json. Any JSON: the output of the orchestration", &f.output)
+	complete(cmd, "kind", string(status.KindSnapshot), string(status.KindProgress), string(status.KindLifecycle), string(status.KindPurged))
+	complete(cmd, "status", string(status.Pending), string(status.Running), string(status.Completed), string(status.Failed),
+		string(status.Canceled), string(status.Terminated), string(status.Suspended), string(status.ContinuedAsNew))
+	watched := flags.Bool("watch", false, "follow the instance through the relay until it ends; needs --relay")
+	var w following
+	w.bind(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := set.Load()
+		if *watched {
+			err = errors.Join(err, c.check())
+		}
 		if err != nil {
 			return err
 		}
@@ -89,7 +112,11 @@ The connection string comes from STATUSRELAY_SERVICE_BUS_CONNECTION_STRING or a 
 		case update != nil:
 			documents = [][]byte{update}
 		}
-		return publish(cmd.Context(), c, documents, cmd.InOrStdin(), cmd.ErrOrStderr())
+		s := sending{config: c, printer: form.printer(cmd)}
+		if *watched {
+			s.watch = &w
+		}
+		return s.run(cmd.Context(), documents, cmd.InOrStdin())
 	}
 	return cmd
 }
@@ -100,7 +127,7 @@ func (f *fields) document(cmd *cobra.Command) ([]byte, error) {
 	var errs []error
 	raw := func(flag, text string) any {
 		if !json.Valid([]byte(text)) {
-			errs = append(errs, fmt.Errorf("--%s: not JSON (a text needs its quotes: '\"text\"')", flag))
+			errs = append(errs, fmt.Errorf("--%s: not JSON (a text needs its quotes: '\"text\"')", flag)) // of --output: nor text, nor json
 			return nil
 		}
 		return json.RawMessage(text)
@@ -115,7 +142,6 @@ func (f *fields) document(cmd *cobra.Command) ([]byte, error) {
 		{"kind", "kind", func() any { return f.kind }},
 		{"status", "runtimeStatus", func() any { return f.status }},
 		{"custom", "customStatus", func() any { return raw("custom", f.custom) }},
-		{"output", "output", func() any { return raw("output", f.output) }},
 		{"generation", "generation", func() any { return f.generation }},
 		{"sequence", "sequence", func() any { return f.sequence }},
 		{"label", "labels", func() any { return f.labels }},
@@ -123,6 +149,9 @@ func (f *fields) document(cmd *cobra.Command) ([]byte, error) {
 		if cmd.Flags().Changed(s.flag) {
 			update[s.field] = s.value()
 		}
+	}
+	if f.output != "" {
+		update["output"] = raw("output", f.output)
 	}
 	if f.failureType != "" || f.failureMessage != "" {
 		update["failure"] = map[string]string{"type": f.failureType, "message": f.failureMessage}
@@ -137,52 +166,57 @@ func (f *fields) document(cmd *cobra.Command) ([]byte, error) {
 	return json.Marshal(update)
 }
 
-// publish sends the documents, or the lines of in when there are none.
-func publish(ctx context.Context, c sendConfig, documents [][]byte, in io.Reader, report io.Writer) (err error) {
+// sending is one run of send.
+type sending struct {
+	config  sendConfig
+	printer *printer
+	watch   *following      // nil: nothing is watched
+	follow  watcher.Options // of the instance that is
+}
+
+// run sends the documents, or the lines of in when there are none, and then watches, if so told.
+func (s *sending) run(ctx context.Context, documents [][]byte, in io.Reader) error {
+	sent, refused, err := s.publish(ctx, documents, in)
+	s.printer.sent(sent, refused, err)
+	switch {
+	case err != nil:
+		return err
+	case refused > 0:
+		return errRefused
+	case s.watch == nil:
+		return s.printer.err
+	case sent == 0:
+		return errors.New("nothing was published that could be watched")
+	}
+	return s.watch.run(ctx, s.follow, s.printer)
+}
+
+func (s *sending) publish(ctx context.Context, documents [][]byte, in io.Reader) (sent, refused int, err error) {
+	bus := s.config.ServiceBus
 	p, err := servicebus.NewPublisher(servicebus.Options{
-		ConnectionString: c.ServiceBus.ConnectionString.Reveal(), Namespace: c.ServiceBus.Namespace, Topic: c.ServiceBus.Topic,
+		ConnectionString: bus.ConnectionString.Reveal(), Namespace: bus.Namespace, Topic: bus.Topic,
 	})
 	if err != nil {
-		return fmt.Errorf("service bus: %w", err)
+		return 0, 0, fmt.Errorf("service bus: %w", err)
 	}
 	defer func() {
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
 		err = errors.Join(err, p.Close(closing))
 	}()
-	line := progressLine(report)
-	s := notifier.Sender{
-		Publisher: p, DefaultHub: c.DefaultHub,
-		Refused:  func(number int, err error) { line("refused update %d: %v\n", number, err) },
-		Progress: func(sent, refused int) { line("%d published, %d refused", sent, refused) },
+	sender := notifier.Sender{
+		Publisher: p, DefaultHub: s.config.DefaultHub,
+		Refused:  s.printer.refused,
+		Progress: s.printer.progress,
 	}
-	var sent, refused int
-	if len(documents) > 0 {
-		sent, refused, err = s.Documents(ctx, documents)
-	} else {
-		sent, refused, err = s.Lines(ctx, in)
-	}
-	line("%d published, %d refused\n", sent, refused)
-	if err == nil && refused > 0 {
-		err = errRefused
-	}
-	return err
-}
-
-// progressLine returns how to report: on a terminal, a text without a line end
-// is replaced by the next one; elsewhere it is left out.
-func progressLine(w io.Writer) func(format string, args ...any) {
-	terminal := false
-	if f, ok := w.(*os.File); ok {
-		info, err := f.Stat()
-		terminal = err == nil && info.Mode()&os.ModeCharDevice != 0
-	}
-	return func(format string, args ...any) {
-		switch {
-		case terminal:
-			_, _ = fmt.Fprintf(w, "\r\x1b[K"+format, args...)
-		case strings.HasSuffix(format, "\n"):
-			_, _ = fmt.Fprintf(w, format, args...)
+	if s.watch != nil {
+		sender.Single = func(ctx context.Context, key status.Key) error {
+			s.follow = s.config.options(key)
+			return before(ctx, &s.follow)
 		}
 	}
+	if len(documents) > 0 {
+		return sender.Documents(ctx, documents)
+	}
+	return sender.Lines(ctx, in)
 }

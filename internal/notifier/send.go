@@ -28,7 +28,11 @@ type Sender struct {
 	Refused func(number int, err error)
 	// Progress is told after each batch how many were sent and refused so far.
 	Progress func(sent, refused int)
+	// Single, if there is one, wants the updates of one instance: those of others than the first are refused. It is told which that is
+	// before anything is published, and its error ends the sender.
+	Single func(context.Context, status.Key) error
 
+	single        status.Key
 	sent, refused int
 	failed        error // the broker is away or does not let us
 	numbers       []int // of the messages that wait
@@ -64,7 +68,9 @@ func (s *Sender) Lines(ctx context.Context, in io.Reader) (sent, refused int, er
 // Documents publishes updates that are already in hand.
 func (s *Sender) Documents(ctx context.Context, documents [][]byte) (sent, refused int, err error) {
 	for i, d := range documents {
-		s.add(ctx, i+1, d)
+		if s.failed == nil {
+			s.add(ctx, i+1, d)
+		}
 	}
 	s.flush(ctx)
 	return s.sent, s.refused, s.failed
@@ -78,6 +84,16 @@ func (s *Sender) add(ctx context.Context, number int, document []byte) {
 	}
 	if m.Update.Hub == "" {
 		m.Update.Hub = s.DefaultHub
+	}
+	switch key := m.Update.Key(); {
+	case s.Single == nil || key == s.single:
+	case s.single == status.Key{}:
+		if s.single, s.failed = key, s.Single(ctx, key); s.failed != nil {
+			return
+		}
+	default:
+		s.refuse(number, &status.InvalidError{Reason: status.ReasonInvalid, Field: "instanceId", Detail: "another instance than the first, and one is watched"})
+		return
 	}
 	s.waiting, s.numbers = append(s.waiting, m), append(s.numbers, number)
 	if len(s.waiting) == sendBatch {
