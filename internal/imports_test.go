@@ -55,7 +55,7 @@ var tree = []pkg{
 	{"certtest", "", ""}, // help for tests: none of the others may import it
 
 	// test help, which dev runs on as well
-	{"devbus", "amqp", "azservicebus"},
+	{"devbus", "amqp", "azservicebus azure"},
 	{"storetest", "limit redisstore go-redis", "miniredis"},
 
 	// roots: wiring only

@@ -58,6 +58,8 @@ type Queue struct {
 type Topic struct {
 	Name          string
 	Subscriptions []Subscription
+
+	DuplicateDetection time.Duration // the window that Management tells of; nothing is dropped. 0: none
 }
 
 // Subscription is received from as TOPIC/Subscriptions/NAME.
@@ -65,6 +67,19 @@ type Subscription struct {
 	Name             string
 	LockDuration     time.Duration // default 1 minute
 	MaxDeliveryCount int           // default 10
+	Sessions         bool          // receivers that name no session are refused, and so are the others: there are none
+
+	// What Management tells of it, and nothing here goes by.
+
+	TimeToLive time.Duration // of messages; default: for ever
+	ForwardTo  string        // default: nowhere
+	Filters    []Filter      // default: one that lets everything pass
+}
+
+// Filter is a rule of a subscription.
+type Filter struct {
+	Type string // TrueFilter, FalseFilter, SqlFilter or CorrelationFilter
+	Text string // the expression, or the subject to be equal to
 }
 
 // Stats counts the messages of a queue, a subscription or a dead-letter queue. A topic knows
@@ -110,13 +125,17 @@ type node struct {
 	name  string
 	inbox *inbox
 	store *store
+
+	topic        *Topic // as it was described; nil: it is none
+	subscription *Subscription
 }
 
 // inbox is where senders put messages: a topic, or a queue, which is its own only subscription.
 type inbox struct {
 	name   string
 	topic  bool
-	stores []*store // set once
+	stores []*store         // set once
+	clock  func() time.Time // by which messages are enqueued
 
 	mu       sync.Mutex // one batch at a time, so that all stores have room or none takes it
 	sequence int64
@@ -146,14 +165,15 @@ func New(o Options) *Bus {
 	room := cmp.Or(o.MaxEntityBytes, 64<<20)
 	for _, q := range o.Queues {
 		s := b.addStore(q.Name, q.LockDuration, q.MaxDeliveryCount, room)
-		b.nodes[strings.ToLower(q.Name)].inbox = &inbox{name: q.Name, stores: []*store{s}}
+		b.nodes[strings.ToLower(q.Name)].inbox = &inbox{name: q.Name, clock: b.faults.now, stores: []*store{s}}
 	}
 	for _, t := range o.Topics {
-		in := &inbox{name: t.Name, topic: true}
-		b.add(&node{name: t.Name, inbox: in})
+		in := &inbox{name: t.Name, topic: true, clock: b.faults.now}
+		b.add(&node{name: t.Name, inbox: in, topic: &t})
 		for _, sub := range t.Subscriptions {
 			name := t.Name + "/Subscriptions/" + sub.Name
 			in.stores = append(in.stores, b.addStore(name, sub.LockDuration, sub.MaxDeliveryCount, room))
+			b.nodes[strings.ToLower(name)].subscription = &sub
 		}
 	}
 	return b
@@ -233,12 +253,13 @@ func (in *inbox) publish(batch []*payload) *problem {
 			active = append(active, p)
 		}
 	}
-	in.enqueue(active, now)
+	in.enqueue(active)
 	return nil
 }
 
 // enqueue makes messages active in every subscription.
-func (in *inbox) enqueue(batch []*payload, now time.Time) {
+func (in *inbox) enqueue(batch []*payload) {
+	now := in.clock()
 	var first int64
 	if in.topic {
 		first = in.sequence + 1
@@ -281,7 +302,7 @@ func (in *inbox) activate(by time.Time) (n int) {
 	for n < len(in.waiting) && !in.waiting[n].due.After(by) {
 		n++
 	}
-	in.enqueue(in.waiting[:n], time.Now())
+	in.enqueue(in.waiting[:n])
 	in.waiting = slices.Delete(in.waiting, 0, n)
 	in.wait()
 	return n

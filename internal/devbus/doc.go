@@ -31,6 +31,8 @@
 //   - Messages come in order of sequence number; abandoned ones return to their place.
 //   - Scheduled messages, sent with the time at which they are to be enqueued: until then they wait
 //     where they were sent to, counted and taking up room, and get their sequence number then.
+//   - The administration API, as far as its client reads a topic, a subscription and its rules:
+//     Management is its handler.
 //
 // # What is not
 //
@@ -38,7 +40,8 @@
 //     on and nothing else), forwarding, transactions; scheduling by management request, and so
 //     taking back what was scheduled, or peeking at it. Sessions and that request are refused in a
 //     way that the client takes as final.
-//   - The administration API, TLS and WebSockets. A net.Conn that does these can be served.
+//   - What the administration API changes and lists. TLS and WebSockets: a net.Conn that does
+//     these can be served.
 //   - Detaching idle links, expiring tokens, throttling: Faults can do these at the moment that
 //     a test wants it.
 //   - Keeping anything: messages live in memory and end with the process.

@@ -17,6 +17,7 @@ type Faults struct {
 	bus    *Bus
 	refuse atomic.Bool
 	armed  atomic.Bool // anything in plans: spares the rest a mutex
+	skew   atomic.Int64
 
 	mu      sync.Mutex
 	plans   map[string]*plan // by lower-case entity
@@ -110,6 +111,11 @@ func (f *Faults) tokenStatus() int32 {
 	defer f.mu.Unlock()
 	return f.tokens
 }
+
+// SkewClock sets the clock by which messages are enqueued, and that of Management, so far ahead of ours.
+func (f *Faults) SkewClock(ahead time.Duration) { f.skew.Store(int64(ahead)) }
+
+func (f *Faults) now() time.Time { return time.Now().Add(time.Duration(f.skew.Load())) }
 
 // RefuseLinks refuses every attach to the entity or its management.
 func (f *Faults) RefuseLinks(entity, condition string) {

@@ -143,6 +143,9 @@ func (s *session) newLink(a attach) (link, *problem) {
 	switch {
 	case a.role == roleSender && n.inbox == nil, a.role == roleReceiver && n.store == nil:
 		return nil, problemf("amqp:not-allowed", "'%s' cannot be attached to in this direction", n.name)
+	case n.subscription != nil && n.subscription.Sessions && !a.source.hasSession:
+		return nil, problemf("amqp:not-allowed",
+			"It is not possible for an entity that requires sessions to create a non-sessionful message receiver. '%s'", n.name)
 	case a.source.hasSession:
 		return nil, problemf("amqp:not-allowed", "'%s' does not have sessions", n.name)
 	}

@@ -20,7 +20,7 @@ type Rights uint8
 const (
 	Listen Rights = 1                 // receive, settle, renew locks, peek
 	Send   Rights = 2                 // send
-	Manage Rights = 4 | Listen | Send // and the administration API, which is not here
+	Manage Rights = 4 | Listen | Send // and to ask Management
 )
 
 func (r Rights) String() string {
