@@ -1,5 +1,6 @@
 // Package servicebus is the relay's and the notifier's way to Azure Service Bus: a [Receiver] takes the messages of one
-// subscription or queue and settles them by what became of them, a [Publisher] sends updates to a topic or queue.
+// subscription or queue and settles them by what became of them, a [Publisher] sends updates to a topic or queue. An [Inspector]
+// looks at both, for an operator.
 //
 // The receiver promises that
 //
@@ -75,6 +76,11 @@ type Options struct {
 	Lanes          int           // sends on their way at the same time; an instance's updates share one; default 4
 	SendTimeout    time.Duration // for a batch with all its retries; default 10 s
 	MaxQueuedBytes int64         // bodies waiting to be sent, beyond which Publish is unavailable; default 64 MiB
+
+	// Inspector only.
+
+	// Management is the URL of the administration API. Default: https at the namespace, http at port 5300 of an emulator.
+	Management string
 
 	// Logger is told when the connection is lost, could not be made, or stands again. Default: nobody is.
 	Logger *slog.Logger
