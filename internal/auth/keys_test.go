@@ -571,6 +571,22 @@ func TestDiscoveryIsAskedAgainWhenTheKeysHaveMoved(t *testing.T) {
 	})
 }
 
+func TestFetchNamesTheIssuersWhoseKeysCannotBeHad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProvider(t)
+		v := p.verifier()
+		if err := v.Fetch(t.Context()); err != nil || v.Ready() != nil {
+			t.Errorf("got %v, and Ready says %v", err, v.Ready())
+		}
+		p.serve(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) })
+		v = p.verifier()
+		start := time.Now()
+		if err := v.Fetch(t.Context()); !errors.Is(err, status.ErrUnavailable) || !strings.Contains(err.Error(), "issuer") || time.Since(start) > 5*time.Second {
+			t.Errorf("got %v after %v", err, time.Since(start))
+		}
+	})
+}
+
 func TestRunFetchesBeforeAnybodyAsks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProvider(t)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -96,6 +97,19 @@ func (v *Verifier) Run(ctx context.Context) error {
 	<-ctx.Done()
 	running.Wait()
 	return nil
+}
+
+// Fetch fetches the keys of every issuer of which they are not at hand, and names each issuer whose keys cannot be had, in an
+// error that wraps status.ErrUnavailable.
+func (v *Verifier) Fetch(ctx context.Context) error {
+	sources := slices.Collect(maps.Values(v.sources))
+	errs := make([]error, len(sources))
+	var fetching sync.WaitGroup
+	for i, s := range sources {
+		fetching.Go(func() { _, errs[i] = s.current(ctx, v.now()) })
+	}
+	fetching.Wait()
+	return errors.Join(errs...)
 }
 
 // Ready is nil while the keys of any issuer are at hand, and where there is no issuer. Otherwise it names every issuer and why
