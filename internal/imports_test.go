@@ -39,7 +39,7 @@ var tree = []pkg{
 	{"limit", "lru rate", ""},
 	{"problem", "auth limit", ""},
 	{"documents", "schemas problem", ""},
-	{"watcher", "backoff", ""}, // a client of the relay
+	{"watcher", "backoff", ""},                         // a client of the relay
 	{"apitest", "schemas openapi yaml jsonschema", ""}, // help for tests: none of the others may import it
 
 	// edges: one technology each
@@ -58,15 +58,17 @@ var tree = []pkg{
 	{"devbus", "amqp", "azservicebus azure"},
 	{"storetest", "limit redisstore go-redis", "miniredis"},
 
+	{"doctor", "wire watcher servicebus", ""}, // of a root's way to the topic and beyond
+
 	// roots: wiring only
 	{"settings", "cobra koanf yaml3", "yaml"},
 	{"telemetry", "", ""},
 	{"shell", "settings telemetry auth policy redisstore cobra", ""},
 	{"relay", "wire policy hub interest reader auth ingest limit problem documents servicebus redisstore httpapi wsapi web settings telemetry shell cors", ""},
-	{"notifier", "wire policy auth problem documents servicebus redisstore ingestapi bridge/* settings telemetry shell", ""},
+	{"notifier", "wire doctor policy auth problem documents servicebus redisstore ingestapi bridge/* settings telemetry shell", ""},
 	{"dev", "wire policy auth auth/devissuer devbus web settings telemetry shell relay notifier miniredis", ""},
 	{"cmd/relay", "auth settings telemetry shell relay dev cobra", ""},
-	{"cmd/notifier", "wire watcher servicebus settings telemetry shell notifier cobra", ""},
+	{"cmd/notifier", "wire watcher doctor servicebus settings telemetry shell notifier cobra", ""},
 
 	// tests only
 	{"docs", "", "yaml"},

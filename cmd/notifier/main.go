@@ -4,6 +4,7 @@
 //	notifier serve           takes updates in over HTTP
 //	notifier send            publishes updates from flags, arguments or standard input
 //	notifier watch           follows an instance through the relay until it ends
+//	notifier doctor          finds out what keeps updates from arriving
 //	notifier check-config    says everything that is wrong with the configuration
 //	notifier config          prints the configuration in force, secrets masked
 //	notifier healthcheck     asks a replica on this machine whether it is ready
@@ -30,5 +31,5 @@ func main() {
 		},
 	}
 	shell.Main(shell.NewRoot("notifier", "Publishes the status of orchestrations",
-		append(service.Commands(), send(), watch())...))
+		append(service.Commands(), send(), watch(), diagnose())...))
 }

@@ -93,6 +93,22 @@ func (a Auth) options(issuers []auth.Issuer) auth.Options {
 	}
 }
 
+// TryIssuers fetches the keys of every issuer, and names those whose keys cannot be had.
+func (a Auth) TryIssuers(ctx context.Context) (tried []string, err error) {
+	issuers, err := a.all()
+	if err != nil || len(issuers) == 0 {
+		return nil, err
+	}
+	for _, issuer := range issuers {
+		tried = append(tried, issuer.URL)
+	}
+	v, err := auth.New(a.options(issuers))
+	if err != nil {
+		return tried, fmt.Errorf("auth: %w", err)
+	}
+	return tried, v.Fetch(ctx)
+}
+
 // Validate reports every mistake but those in files.
 func (a Auth) Validate() error {
 	o := a.options(a.configured())
