@@ -129,7 +129,7 @@ func Send(ctx context.Context, p *servicebus.Publisher, messages []wire.Message)
 }
 
 func outgoing(m *wire.Message, now time.Time) servicebus.Outgoing {
-	return servicebus.Outgoing{Update: &m.Update, Body: wire.Encode(*m, now), Traceparent: m.Traceparent}
+	return servicebus.Outgoing{Update: &m.Update, Body: wire.Encode(*m, now), Traceparent: m.Traceparent, Tracestate: m.Tracestate}
 }
 
 // publishEvents is publish for what Event Grid has brought, of which some is for

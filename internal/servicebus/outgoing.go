@@ -1,6 +1,7 @@
 package servicebus
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"strconv"
@@ -29,7 +30,9 @@ func envelope(out *Outgoing) *azservicebus.Message {
 	u := out.Update
 	properties := map[string]any{"hub": u.Hub}
 	for name, value := range map[string]string{
-		"name": u.Name, "runtimeStatus": string(u.RuntimeStatus), "traceparent": out.Traceparent,
+		"name": u.Name, "runtimeStatus": string(u.RuntimeStatus),
+		// Azure's SDKs go by Diagnostic-Id, which is a traceparent too, others by the names of the specification.
+		"traceparent": out.Traceparent, "Diagnostic-Id": out.Traceparent, "tracestate": out.Tracestate,
 	} {
 		if value != "" {
 			properties[name] = value
@@ -41,7 +44,7 @@ func envelope(out *Outgoing) *azservicebus.Message {
 	}
 	return &azservicebus.Message{
 		ScheduledEnqueueTime:  at,
-		MessageID:             ptr(messageID(u)),
+		MessageID:             ptr(cmp.Or(out.ID, messageID(u))),
 		SessionID:             ptr(short(u.Key().String())),
 		Subject:               ptr(subject),
 		ContentType:           ptr(contentType),

@@ -24,9 +24,14 @@ type Outgoing struct {
 	Update      *status.Update
 	Body        []byte // a CloudEvent, as wire.Encode makes it
 	Traceparent string // W3C Trace Context, "" for none
+	Tracestate  string
 	// At is when the broker is to deliver it: it stores it at once and keeps it back until then, or up to a tenth of a second longer.
 	// Zero: without delay.
 	At time.Time
+
+	// ID is the message's, of at most 128 characters, for an update that has a name by which to know it again and no
+	// position of its own. Default: made of the position.
+	ID string
 }
 
 // Publisher sends updates to one topic or queue.
@@ -173,7 +178,7 @@ func (c *call) giveUp(cause error) {
 }
 
 // errPending is the outcome of a message while there is none.
-var errPending = errors.New("the broker has not answered yet")
+var errPending = fmt.Errorf("the broker has not answered yet: %w", status.ErrUnavailable)
 
 func (p *Publisher) count(err error) {
 	switch {

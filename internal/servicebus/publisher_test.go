@@ -76,7 +76,7 @@ func TestPublishedMessagesSayWhatTheyAreAbout(t *testing.T) {
 		}
 		var got []*azservicebus.ReceivedMessage
 		for _, u := range updates {
-			wantAllNil(t, p.Publish(w.ctx, []servicebus.Outgoing{{Update: u, Body: []byte("{}"), Traceparent: "00-a-b-01"}}))
+			wantAllNil(t, p.Publish(w.ctx, []servicebus.Outgoing{{Update: u, Body: []byte("{}"), Traceparent: "00-a-b-01", Tracestate: "a=1"}}))
 			got = append(got, w.stored(from, 1)...)
 		}
 
@@ -86,11 +86,11 @@ func TestPublishedMessagesSayWhatTheyAreAbout(t *testing.T) {
 			t.Errorf("got id %q, session %q, subject %q, content type %q, body %q",
 				m.MessageID, *m.SessionID, *m.Subject, *m.ContentType, m.Body)
 		}
-		want := "map[hub:h name:Order runtimeStatus:Running traceparent:00-a-b-01]"
+		want := "map[Diagnostic-Id:00-a-b-01 hub:h name:Order runtimeStatus:Running traceparent:00-a-b-01 tracestate:a=1]"
 		if got := fmt.Sprint(m.ApplicationProperties); got != want {
 			t.Errorf("properties: got %s, want %s", got, want)
 		}
-		if got, want := fmt.Sprint(got[2].ApplicationProperties), "map[hub:h traceparent:00-a-b-01]"; got != want {
+		if got, want := fmt.Sprint(got[2].ApplicationProperties), "map[Diagnostic-Id:00-a-b-01 hub:h traceparent:00-a-b-01 tracestate:a=1]"; got != want {
 			t.Errorf("properties: got %s, want %s", got, want)
 		}
 		// sha256 of h/iii…/7/progress/9 and of h/iii…
@@ -103,6 +103,10 @@ func TestPublishedMessagesSayWhatTheyAreAbout(t *testing.T) {
 		}
 		if len(ids) != 3 {
 			t.Errorf("updates without a full position share ids: %v", ids)
+		}
+		wantAllNil(t, p.Publish(w.ctx, []servicebus.Outgoing{{Update: updates[0], Body: []byte("{}"), ID: "an event"}}))
+		if m := w.stored(from, 1)[0]; m.MessageID != "an event" {
+			t.Errorf("an update with a name has the message id %q", m.MessageID)
 		}
 	})
 }

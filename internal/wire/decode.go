@@ -63,7 +63,7 @@ func Decode(body []byte, now time.Time) (Message, error) {
 		update = &data
 		m.ID = attribute(top.raw[fieldID])
 		m.Source = attribute(top.raw[fieldSource])
-		m.Traceparent = traceparent(top.raw[fieldTraceparent])
+		m.Traceparent, m.Tracestate = Trace(attribute(top.raw[fieldTraceparent]), attribute(top.raw[fieldTracestate]))
 	case top.raw[fieldData] != nil:
 		return Message{}, noUpdate("data", "not an object with instanceId")
 	default:
@@ -110,6 +110,7 @@ const (
 	fieldID
 	fieldSource
 	fieldTraceparent
+	fieldTracestate
 	fieldCount
 )
 
@@ -136,6 +137,7 @@ var fieldNames = [fieldCount]string{
 	fieldID:               "id",
 	fieldSource:           "source",
 	fieldTraceparent:      "traceparent",
+	fieldTracestate:       "tracestate",
 }
 
 // fieldOf is the inverse of fieldNames; a switch, because it runs for every name
@@ -186,6 +188,8 @@ func fieldOf(name []byte) field {
 		return fieldSource
 	case "traceparent":
 		return fieldTraceparent
+	case "tracestate":
+		return fieldTracestate
 	}
 	return fieldUnknown
 }
@@ -552,22 +556,4 @@ func attribute(raw []byte) string {
 		return string(text)
 	}
 	return ""
-}
-
-// traceparent returns a W3C trace context (version-traceid-parentid-flags) that
-// is well-formed.
-func traceparent(raw []byte) string {
-	const form = "00-00000000000000000000000000000000-0000000000000000-00"
-	text := attribute(raw)
-	if len(text) != len(form) {
-		return ""
-	}
-	for i := range len(form) {
-		c := text[i]
-		isHex := '0' <= c && c <= '9' || 'a' <= c && c <= 'f'
-		if form[i] == '-' && c != '-' || form[i] == '0' && !isHex {
-			return ""
-		}
-	}
-	return text
 }

@@ -41,6 +41,7 @@ func Encode(m Message, now time.Time) []byte {
 	w.time("time", now)
 	w = append(w, `,"datacontenttype":"application/json"`...)
 	w.optional("traceparent", m.Traceparent)
+	w.optional("tracestate", m.Tracestate)
 	w = append(w, `,"data":`...)
 	w.update(u)
 	w = append(w, '}')

@@ -42,6 +42,7 @@ type Message struct {
 	ID          string // CloudEvents id
 	Source      string // CloudEvents source
 	Traceparent string // W3C trace context, well-formed or ""
+	Tracestate  string // the same; "" without a Traceparent
 }
 
 // invalid says which rule a field breaks.
