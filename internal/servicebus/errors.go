@@ -9,6 +9,9 @@ import (
 	"github.com/Azure/go-amqp"
 )
 
+// serverBusy is how Service Bus throttles.
+const serverBusy amqp.ErrCond = "com.microsoft:server-busy"
+
 // hasCode reports an error that the SDK gave one of the codes.
 func hasCode(err error, codes ...azservicebus.Code) bool {
 	var e *azservicebus.Error

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/messaging/azservicebus"
@@ -17,6 +18,12 @@ import (
 const (
 	maxSendMessages = 500 // in one batch; more save nothing
 	sendAttempts    = 4   // of one batch, within Options.SendTimeout
+
+	// messageOverhead is what a message that waits costs beside its body.
+	messageOverhead = 1 << 10
+
+	// busyPause is how long Service Bus wants to be left alone by those whom it throttles.
+	busyPause = 10 * time.Second
 )
 
 // Outgoing is an update to be published and its encoded form, which the publisher does not look into.
@@ -44,9 +51,11 @@ type Publisher struct {
 	work  context.Context // of all sends; ends when Close runs out of time
 	stop  context.CancelFunc
 
+	busy atomic.Int64 // until when the broker wants to be left alone, in unix ns; 0: it does not
+
 	mu      sync.Mutex
 	closed  bool
-	queued  int64          // bytes of bodies in all lanes
+	queued  int64          // bytes of messages in all lanes
 	lanes   []lane         // the last one has what is scheduled, whose order is that of its times: it delays nobody
 	sending sync.WaitGroup // a goroutine per lane that has something to send
 }
@@ -138,6 +147,16 @@ func (p *Publisher) Ready() bool { return p.lines.health() == nil }
 // Err says why the publisher is not ready; nil when it is.
 func (p *Publisher) Err() error { return p.lines.health() }
 
+// RetryAfter says when it makes sense to publish again, for those whose updates were refused as status.ErrUnavailable: what a
+// broker that throttles asks for, or when the next connection is tried, and a second at least.
+func (p *Publisher) RetryAfter() time.Duration {
+	wait := time.Until(time.Unix(0, p.busy.Load()))
+	if !p.Ready() {
+		wait = max(wait, p.lines.pause())
+	}
+	return max(wait, time.Second)
+}
+
 // Publish sends updates and returns when the broker has stored or refused each, or ctx ends; one error per update. What the
 // broker can never take is a status.ErrInvalid, what it cannot take now a status.ErrUnavailable; an entity that is missing or
 // not ours to use is neither. An update whose error is not ErrInvalid may have been stored.
@@ -151,7 +170,7 @@ func (p *Publisher) Publish(ctx context.Context, out []Outgoing) []error {
 	items := make([]*item, len(out))
 	for i := range out {
 		c.errs[i] = errPending
-		items[i] = &item{message: envelope(&out[i]), size: int64(len(out[i].Body)), call: c, index: i}
+		items[i] = &item{message: envelope(&out[i]), size: int64(len(out[i].Body)) + messageOverhead, call: c, index: i}
 	}
 	p.enqueue(items)
 	select {
@@ -314,9 +333,13 @@ func (p *Publisher) try(ctx context.Context, items []*item) (n int, final bool, 
 	ctx, cancel := context.WithTimeout(ctx, p.o.SendTimeout/2)
 	defer cancel()
 	n, err = sendBatch(ctx, l.end, items)
+	if condition(err) == serverBusy {
+		p.busy.Store(time.Now().Add(busyPause).UnixNano())
+	}
 	switch {
 	case err == nil:
 		l.proven.Store(true)
+		p.busy.Store(0)
 		p.m.batch.Observe(float64(n))
 		return n, false, nil
 	case tooLarge(err) && (n > 1 || !fits(ctx, l.end, items[0])):

@@ -483,7 +483,7 @@ func TestPublishEndsWithItsContext(t *testing.T) {
 func TestQueueOfThePublisherIsBounded(t *testing.T) {
 	inWorld(t, devbus.Options{}, func(w *world) {
 		o := w.options()
-		o.MaxQueuedBytes = 20
+		o.MaxQueuedBytes = 20 + 3<<10 // three messages with bodies of 20 bytes together
 		p := w.publisher(o)
 		out := several("i", 3) // of 3 bytes each
 		out[1].Body = make([]byte, 15)
@@ -492,6 +492,35 @@ func TestQueueOfThePublisherIsBounded(t *testing.T) {
 			t.Errorf("got %v", errs)
 		}
 		wantAllNil(t, p.Publish(w.ctx, several("i", 3)))
+	})
+}
+
+// Who is refused is told when to come back: at once after a mishap, later by a broker that throttles, and when the next
+// connection is tried by one that is away.
+func TestRetryAfterFollowsTheBroker(t *testing.T) {
+	inWorld(t, devbus.Options{}, func(w *world) {
+		p := w.publisher(w.options())
+		w.bus.Faults().RejectSends(topic, 1000, "com.microsoft:server-busy")
+		if err := p.Publish(w.ctx, several("i", 1))[0]; !errors.Is(err, status.ErrUnavailable) || p.RetryAfter() != 10*time.Second {
+			t.Errorf("throttled: got %v, and to come back after %v", err, p.RetryAfter())
+		}
+		w.bus.Faults().RejectSends(topic, 0, "")
+		wantAllNil(t, p.Publish(w.ctx, several("i", 1)))
+		if d := p.RetryAfter(); d != time.Second {
+			t.Errorf("no longer throttled: come back after %v", d)
+		}
+		w.bus.Faults().RefuseConnections(true)
+		w.bus.DropConnections()
+		longest := time.Duration(0)
+		for range 5 {
+			if err := p.Publish(w.ctx, several("i", 1))[0]; !errors.Is(err, status.ErrUnavailable) {
+				t.Fatalf("away: got %v", err)
+			}
+			longest = max(longest, p.RetryAfter())
+		}
+		if longest < 2*time.Second || longest > 15*time.Second {
+			t.Errorf("away: come back after %v", longest)
+		}
 	})
 }
 

@@ -75,7 +75,7 @@ type Options struct {
 
 	Lanes          int           // sends on their way at the same time; an instance's updates share one; default 4
 	SendTimeout    time.Duration // for a batch with all its retries; default 10 s
-	MaxQueuedBytes int64         // bodies waiting to be sent, beyond which Publish is unavailable; default 64 MiB
+	MaxQueuedBytes int64         // messages waiting to be sent, 1 KiB each beside their bodies, beyond which Publish is unavailable; default 64 MiB
 
 	// Inspector only.
 
