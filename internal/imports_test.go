@@ -37,6 +37,7 @@ var tree = []pkg{
 	{"reader", "policy hub auth", ""},
 	{"ingest", "wire policy rate", ""},
 	{"limit", "lru rate", ""},
+	{"claim", "lru", ""},
 	{"problem", "auth limit", ""},
 	{"documents", "schemas problem", ""},
 	{"watcher", "backoff", ""},                         // a client of the relay
@@ -44,11 +45,11 @@ var tree = []pkg{
 
 	// edges: one technology each
 	{"servicebus", "azservicebus azure amqp backoff uuid", ""},
-	{"redisstore", "limit go-redis lru", "miniredis"},
+	{"redisstore", "limit claim go-redis lru", "miniredis"},
 	{"httpapi", "auth policy hub reader limit problem", "interest openapi"},
 	{"wsapi", "auth reader limit problem gorilla", ""},
-	{"ingestapi", "auth policy wire limit problem", "openapi"},
 	{"bridge/eventgrid", "auth policy wire limit problem", "openapi"},
+	{"ingestapi", "auth policy wire limit claim problem", "openapi"},
 	{"bridge/*", "wire", ""},
 	{"web", "", "chromedp"},
 
@@ -56,7 +57,7 @@ var tree = []pkg{
 
 	// test help, which dev runs on as well
 	{"devbus", "amqp", "azservicebus azure"},
-	{"storetest", "limit redisstore go-redis", "miniredis"},
+	{"storetest", "limit claim redisstore go-redis", "miniredis"},
 
 	{"doctor", "wire watcher servicebus", ""}, // of a root's way to the topic and beyond
 
@@ -65,7 +66,7 @@ var tree = []pkg{
 	{"telemetry", "", ""},
 	{"shell", "settings telemetry auth policy redisstore cobra", ""},
 	{"relay", "wire policy hub interest reader auth ingest limit problem documents servicebus redisstore httpapi wsapi web settings telemetry shell cors", ""},
-	{"notifier", "wire doctor policy auth problem documents servicebus redisstore ingestapi bridge/* settings telemetry shell", ""},
+	{"notifier", "wire doctor policy auth claim problem documents servicebus redisstore ingestapi bridge/* settings telemetry shell", ""},
 	{"dev", "wire policy auth auth/devissuer devbus web settings telemetry shell relay notifier miniredis", ""},
 	{"cmd/relay", "auth settings telemetry shell relay dev cobra", ""},
 	{"cmd/notifier", "wire watcher doctor servicebus settings telemetry shell notifier cobra", ""},

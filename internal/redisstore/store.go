@@ -22,6 +22,8 @@
 //     counts for itself.
 //   - Announce and Interested have all replicas tell all bridges which instances
 //     somebody wants: a bounded number, each for a bounded time.
+//   - Swap is a memory of events for package claim, and Stamp gives positions to updates
+//     that have none: both are shared by all replicas, and one round trip for a batch.
 //   - Whatever may succeed later is an error that wraps status.ErrUnavailable.
 //
 // Use:
@@ -48,7 +50,8 @@
 // The instances of a hub that somebody wants are a sorted set {prefix}:interest:{hub}.
 // The channel of each has the same name. Tickets are {prefix}:ticket:id, leases
 // {prefix}:lease:name;
-// {prefix}:sockets:hash are the leases of a caller's sockets, and
+// {prefix}:sockets:hash are the leases of a caller's sockets, {prefix}:event:hash is what is
+// known of an event, {prefix}:stamp:{hub/id} the last position that was given, and
 // {prefix}:sweep says that the indexes were swept in this interval. It works with Redis 6 and newer: standalone, Sentinel, Cluster.
 package redisstore
 

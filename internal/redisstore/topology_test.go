@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"statusrelay/internal/claim"
 	"statusrelay/internal/redisstore"
 	"statusrelay/internal/status"
 	"statusrelay/internal/storetest"
@@ -207,6 +208,7 @@ func TestClusterSpreadsInstances(t *testing.T) {
 			sequence++
 			listsFollowed(t, s, in, sequence)
 			eventually(t, "ready", in.Ready)
+			stampsAndClaims(t, s)
 
 			// Every node has instances; Reindex finds them all.
 			for n := range owners {
@@ -304,6 +306,30 @@ func sweep(t *testing.T, o redisstore.Options, nodes []*storetest.Redis) {
 	before, gone := members(), 3*owners/2 // each is in its hub's index, its owner's and its tenant's
 	if n, err := s.SweepIndexes(t.Context()); err != nil || n != gone || members() != before-gone {
 		t.Errorf("swept %d, %v, and of %d are left %d, want %d less", n, err, before, members(), gone)
+	}
+}
+
+// stampsAndClaims asks for so many that every node is asked.
+func stampsAndClaims(t *testing.T, s *redisstore.Store) {
+	t.Helper()
+	ledger, err := claim.NewLedger(claim.Options{Memory: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var updates []*status.Update
+	var events []*claim.Event
+	for n := range 50 {
+		updates = append(updates, &status.Update{Hub: "orders", InstanceID: fmt.Sprint("stamped-", n), Kind: status.KindProgress})
+		events = append(events, claim.Of(t.Name(), "", "/", fmt.Sprint(n), nil))
+	}
+	if err := errors.Join(s.Stamp(t.Context(), updates)...); err != nil {
+		t.Error(err)
+	}
+	ledger.Take(t.Context(), events)
+	for _, e := range events {
+		if e.Verdict != claim.Free {
+			t.Errorf("an event is %s", e.Verdict)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"statusrelay/internal/claim"
 	"statusrelay/internal/redisstore"
 	"statusrelay/internal/status"
 )
@@ -478,5 +479,13 @@ func unwritable(t *testing.T, s *redisstore.Store) {
 	}
 	if _, err := s.TakeTicket(t.Context(), "a"); !errors.Is(err, status.ErrUnavailable) {
 		t.Errorf("take ticket: got %v, want unavailable", err)
+	}
+	u := said(order, status.Running)
+	if err := s.Stamp(t.Context(), []*status.Update{u})[0]; !errors.Is(err, status.ErrUnavailable) || u.Generation != nil || u.Sequence != nil {
+		t.Errorf("stamp: got %v, want unavailable and no position", err)
+	}
+	w := &claim.Swap{Name: "a", Text: "p a 1", Life: time.Minute}
+	if s.Swap(t.Context(), []*claim.Swap{w}); !errors.Is(w.Err, status.ErrUnavailable) {
+		t.Errorf("claim: got %v, want unavailable", w.Err)
 	}
 }

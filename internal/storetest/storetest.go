@@ -106,6 +106,15 @@ func Run(t *testing.T, start func(testing.TB) Harness) {
 	run("ContendersOfALease", contendersOfALease)
 	run("GarbageInALeaseHurtsNobody", garbageInALease)
 
+	run("EventIsClaimedOnceByAll", eventIsClaimedOnce)
+	run("GarbageInClaimsHurtsNobody", garbageInClaims)
+	run("StampsGrow", stampsGrow)
+	run("StampedRunsFollowTheStatus", stampedRuns)
+	run("StampsGoOnFromTheRecord", stampsGoOnFromTheRecord)
+	run("GarbageInStampsHurtsNobody", garbageInStamps)
+	run("ForgottenIngestScriptsAreSentAgain", forgottenIngestScripts)
+	run("LostStampAnswerIsHarmless", lostStampAnswer)
+
 	run("FollowerGetsWhatIsPut", followerGetsPuts)
 	run("UnsubscribedGetsNothing", unsubscribedGetsNothing)
 	run("LastWishWins", lastWishWins)

@@ -39,6 +39,36 @@ import (
 // [status.MaxOutput] or [status.MaxDepth] is dropped, the texts of a failure are
 // cut to their limits.
 func Decode(body []byte, now time.Time) (Message, error) {
+	m, err := decode(body)
+	if err == nil {
+		err = m.Update.Validate(now)
+	}
+	if err != nil {
+		return Message{}, err
+	}
+	return m, nil
+}
+
+// DecodeUnstamped is Decode for who gives positions to updates that have neither
+// generation nor sequence: a purge may come without the generation that it needs in
+// the end.
+func DecodeUnstamped(body []byte, now time.Time) (Message, error) {
+	m, err := decode(body)
+	if err != nil {
+		return Message{}, err
+	}
+	valid := m.Update
+	if valid.Generation == nil && valid.Sequence == nil {
+		valid.Generation = new(int64)
+	}
+	if err := valid.Validate(now); err != nil {
+		return Message{}, err
+	}
+	return m, nil
+}
+
+// decode reads a message and leaves it to Validate what its fields may say.
+func decode(body []byte) (Message, error) {
 	if len(body) > MaxMessageBytes {
 		return Message{}, &status.InvalidError{
 			Reason: status.ReasonTooLarge,
@@ -70,9 +100,6 @@ func Decode(body []byte, now time.Time) (Message, error) {
 		return Message{}, noUpdate("", "neither instanceId nor data")
 	}
 	if err := update.decode(&m.Update); err != nil {
-		return Message{}, err
-	}
-	if err := m.Update.Validate(now); err != nil {
 		return Message{}, err
 	}
 	return m, nil
