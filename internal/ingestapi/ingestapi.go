@@ -5,8 +5,9 @@
 // It promises that 202 means the broker has them all, that every refused
 // update is named with its index and what is wrong with it, that one refused
 // update does not keep its neighbours from being published, and that a caller
-// publishes only where the policy says so. Bodies, batches and rates have
-// limits.
+// publishes only where the policy says so. A CloudEvents event that the broker has
+// is accepted again without being published again. Bodies, batches, rates and what
+// is in hand have limits.
 package ingestapi
 
 import (
@@ -16,14 +17,17 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"mime"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"statusrelay/internal/auth"
+	"statusrelay/internal/claim"
 	"statusrelay/internal/limit"
 	"statusrelay/internal/policy"
 	"statusrelay/internal/problem"
@@ -31,19 +35,37 @@ import (
 	"statusrelay/internal/wire"
 )
 
+// A Message is what is to be published.
+type Message struct {
+	wire.Message
+
+	// MessageID is the broker's name for an event that has a name and no position of
+	// its own; "" if the position names it.
+	MessageID string
+}
+
 // Publish hands messages to the broker and returns, index by index, nil for
 // those that it has accepted.
-type Publish func(ctx context.Context, messages []wire.Message) []error
+type Publish func(ctx context.Context, messages []Message) []error
 
 // Options of the handler. Verify, Policy and Publish are required.
 type Options struct {
 	Verify  func(ctx context.Context, token string) (*auth.Principal, error)
 	Policy  func() *policy.Policy
 	Publish Publish
+	// RetryAfter says when to publish again what Publish found status.ErrUnavailable. Default: after a second.
+	RetryAfter func() time.Duration
+
+	// Claims knows which events were published. Default: none is known, each is published as often as it comes.
+	Claims *claim.Ledger
+	// Stamp gives generation and sequence to updates that have neither, and returns an error for each
+	// that got none. Default: they stay without.
+	Stamp func(ctx context.Context, updates []*status.Update) []error
 
 	DefaultHub   string  // of updates that name none; "default" when empty
 	MaxBodyBytes int64   // 0: 1 MiB
 	MaxUpdates   int     // in one request; 0: 1000
+	MaxInFlight  int64   // bytes that all requests hold together, beyond which more are refused; 0: 64 MiB
 	Rate         float64 // updates per second and caller; 0: 1000
 	Burst        int     // updates at once and caller; 0: twice the rate
 	Logger       *slog.Logger
@@ -54,11 +76,15 @@ type Options struct {
 type api struct {
 	Options
 	callers *limit.Buckets[string]
+	room    *room
 	updates *prometheus.CounterVec
 }
 
 // New returns the handler.
 func New(o Options) http.Handler {
+	if o.RetryAfter == nil {
+		o.RetryAfter = func() time.Duration { return time.Second }
+	}
 	if o.DefaultHub == "" {
 		o.DefaultHub = "default"
 	}
@@ -67,6 +93,9 @@ func New(o Options) http.Handler {
 	}
 	if o.MaxUpdates == 0 {
 		o.MaxUpdates = 1000
+	}
+	if o.MaxInFlight == 0 {
+		o.MaxInFlight = 64 << 20
 	}
 	if o.Rate == 0 {
 		o.Rate = 1000
@@ -81,8 +110,9 @@ func New(o Options) http.Handler {
 		Name: "statusrelay_ingestapi_updates_total",
 		Help: "Updates by the status that they were answered with.",
 	}, []string{"code"})}
+	a.room = newRoom(o.MaxInFlight)
 	if o.Metrics != nil {
-		o.Metrics.MustRegister(a.updates)
+		o.Metrics.MustRegister(a.updates, a.room.refused, a.room.gauge())
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/v1/updates", a.serve)
@@ -109,18 +139,16 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 		a.refuse(w, r, err)
 		return
 	}
-	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
+	if encoded(r.Header) {
 		w.Header().Set("Accept-Encoding", "identity")
 		problem.Write(w, problem.UnsupportedEncoding())
 		return
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, a.MaxBodyBytes))
+	share := a.room.enter()
+	defer share.leave()
+	body, err := io.ReadAll(share.reader(http.MaxBytesReader(w, r.Body, a.MaxBodyBytes)))
 	if err != nil {
-		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
-			problem.Write(w, problem.TooLarge(a.MaxBodyBytes))
-			return
-		}
-		problem.Write(w, problem.Invalid(http.StatusBadRequest, "", "the body ended early"))
+		a.refuse(w, r, unread(err, a.MaxBodyBytes))
 		return
 	}
 	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
@@ -128,14 +156,14 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 		mediaType = "" // content decides, the type only helps
 	}
 	documents, err := wire.Split(mediaType, body)
+	if err == nil && len(documents) > a.MaxUpdates {
+		err = tooLarge("the limit is %d updates in one request", a.MaxUpdates)
+	}
+	if err == nil {
+		err = share.take(int64(len(documents)) * updateCost)
+	}
 	if err != nil {
 		a.refuse(w, r, err)
-		return
-	}
-	if len(documents) > a.MaxUpdates {
-		p := problem.TooLarge(0)
-		p.Detail = fmt.Sprintf("the limit is %d updates in one request", a.MaxUpdates)
-		problem.Write(w, p)
 		return
 	}
 	if wait := a.callers.Take(who.Issuer+" "+who.Subject, len(documents), a.Now()); wait > 0 {
@@ -145,74 +173,52 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 	a.answer(w, a.publish(r, who, documents))
 }
 
+// encoded reports whether a body is in a content encoding. There may be several, in
+// one header or in several.
+func encoded(h http.Header) bool {
+	for _, value := range h.Values("Content-Encoding") {
+		if value = strings.TrimSpace(value); value != "" && !strings.EqualFold(value, "identity") {
+			return true
+		}
+	}
+	return false
+}
+
+// unread says why a body could not be read.
+func unread(err error, limit int64) error {
+	beyond := (*http.MaxBytesError)(nil)
+	switch {
+	case errors.As(err, &beyond):
+		return tooLarge("the limit is %d bytes", limit)
+	case errors.Is(err, status.ErrUnavailable):
+		return err
+	}
+	return &status.InvalidError{Reason: status.ReasonMalformed, Detail: "the body ended early"}
+}
+
+func tooLarge(format string, limit any) error {
+	return &status.InvalidError{Reason: status.ReasonTooLarge, Detail: fmt.Sprintf(format, limit)}
+}
+
 // refuse answers a request that failed as a whole.
 func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	p := problem.Of(err)
 	if p.Status == http.StatusInternalServerError {
 		a.Logger.ErrorContext(r.Context(), "request", "error", err)
 	}
+	if errors.Is(err, errNoRoom) {
+		p.RetryAfter = a.retryAfter()
+	}
 	problem.Write(w, p)
 }
 
-// publish judges every document by itself and publishes the good ones.
-func (a *api) publish(r *http.Request, who *auth.Principal, documents [][]byte) []item {
-	items := make([]item, len(documents))
-	messages := make([]wire.Message, 0, len(documents))
-	index := make([]int, 0, len(documents)) // of each message's document
-	now, p := a.Now(), a.Policy()
-	for i, document := range documents {
-		m, err := wire.Decode(document, now)
-		if err == nil {
-			if m.Update.Hub == "" {
-				m.Update.Hub = a.DefaultHub
-			}
-			if !who.May(auth.Publish, m.Update.Hub) || !p.MayPublish(who.Claims, m.Update.Hub, m.Update.Labels) {
-				err = auth.ErrForbidden
-			}
-		}
-		if err != nil {
-			items[i] = a.refused(r.Context(), i, err)
-			continue
-		}
-		if m.Traceparent == "" {
-			m.Traceparent = r.Header.Get("Traceparent")
-		}
-		messages, index = append(messages, m), append(index, i)
-	}
-	if len(messages) == 0 {
-		return items
-	}
-	for j, err := range a.Publish(r.Context(), messages) {
-		i := index[j]
-		if err != nil {
-			items[i] = a.refused(r.Context(), i, err)
-			continue
-		}
-		items[i] = item{Index: i, Status: http.StatusAccepted, Title: "Accepted"}
-	}
-	return items
-}
-
-func (a *api) refused(ctx context.Context, index int, err error) item {
-	p := problem.Of(err)
-	if p.Status == http.StatusInternalServerError {
-		a.Logger.ErrorContext(ctx, "publishing", "error", err)
-	}
-	if p.Status == http.StatusBadRequest {
-		p.Status = http.StatusUnprocessableEntity // readable, but not valid
-	}
-	detail := p.Detail
-	if p.Field != "" {
-		detail = p.Field + ": " + detail
-	}
-	return item{Index: index, Status: p.Status, Title: p.Title, Detail: detail}
-}
-
 // answer says what became of all: 202 when the broker has them all, 207 when it
-// has some, else the status they share, or 422.
+// has some, else the status they share. When they share none it is 503 if sending
+// all of them again makes sense, or else 422.
 func (a *api) answer(w http.ResponseWriter, items []item) {
-	accepted, shared := 0, items[0].Status
+	accepted, shared, again := 0, items[0].Status, false
 	for _, it := range items {
+		again = again || it.Status == http.StatusServiceUnavailable
 		a.updates.WithLabelValues(strconv.Itoa(it.Status)).Inc()
 		if it.Status == http.StatusAccepted {
 			accepted++
@@ -220,6 +226,9 @@ func (a *api) answer(w http.ResponseWriter, items []item) {
 		if it.Status != shared {
 			shared = http.StatusUnprocessableEntity
 		}
+	}
+	if again && accepted == 0 {
+		shared = http.StatusServiceUnavailable
 	}
 	switch accepted {
 	case len(items):
@@ -229,6 +238,9 @@ func (a *api) answer(w http.ResponseWriter, items []item) {
 	case 0:
 		a.refuseAll(w, shared, items)
 	default:
+		if again {
+			w.Header().Set("Retry-After", seconds(a.retryAfter()))
+		}
 		writeJSON(w, http.StatusMultiStatus, struct {
 			Accepted int    `json:"accepted"`
 			Items    []item `json:"items"`
@@ -244,6 +256,7 @@ func (a *api) refuseAll(w http.ResponseWriter, code int, items []item) {
 		p = problem.Of(auth.ErrForbidden)
 	case http.StatusServiceUnavailable:
 		p = problem.Of(status.ErrUnavailable)
+		p.RetryAfter = a.retryAfter()
 	case http.StatusInternalServerError:
 		p = problem.Of(nil)
 	case http.StatusRequestEntityTooLarge:
@@ -251,12 +264,23 @@ func (a *api) refuseAll(w http.ResponseWriter, code int, items []item) {
 	default:
 		p = problem.Invalid(http.StatusUnprocessableEntity, "", "")
 	}
-	p.Detail = items[0].Detail
+	for _, it := range items {
+		if it.Status == code || code == http.StatusUnprocessableEntity {
+			p.Detail = it.Detail
+			break
+		}
+	}
 	if len(items) > 1 {
 		p.Items = items
 	}
 	problem.Write(w, p)
 }
+
+// retryAfter is when to send again what was not published. Those who wait for the same
+// broker should not all come back at once.
+func (a *api) retryAfter() time.Duration { return limit.Scattered(a.RetryAfter()) }
+
+func seconds(d time.Duration) string { return strconv.Itoa(int(math.Ceil(d.Seconds()))) }
 
 func writeJSON(w http.ResponseWriter, code int, v any) {
 	body, err := json.Marshal(v)

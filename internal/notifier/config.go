@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"statusrelay/internal/ingestapi"
 	"statusrelay/internal/shell"
 	"statusrelay/internal/status"
 )
@@ -24,15 +25,23 @@ type Config struct {
 	DrainTimeout   time.Duration `koanf:"drain_timeout" usage:"time to finish what is in hand when told to stop"`
 	MaxBodyBytes   int64         `koanf:"max_body_bytes" usage:"largest request body"`
 	MaxUpdates     int           `koanf:"max_updates" usage:"most updates in one request"`
+	MaxInFlight    int64         `koanf:"max_in_flight" usage:"bytes that all requests hold together: 16 KiB for each, 4 KiB for each update, and the bodies; more requests are answered 503"`
 	Rate           float64       `koanf:"rate" usage:"updates per second and caller"`
+	Stamp          bool          `koanf:"stamp" usage:"give generation and sequence to updates that have neither, by counters in Redis"`
 
-	Log        shell.Log        `koanf:"log"`
-	TLS        shell.TLS        `koanf:"tls"`
-	PrivateTLS shell.KeyPair    `koanf:"private_tls"`
-	Auth       shell.Auth       `koanf:"auth"`
-	ServiceBus shell.ServiceBus `koanf:"service_bus"`
-	Redis      shell.Redis      `koanf:"redis"` // no address: the notifier uses none
-	EventGrid  EventGrid        `koanf:"eventgrid"`
+	Log         shell.Log        `koanf:"log"`
+	TLS         shell.TLS        `koanf:"tls"`
+	PrivateTLS  shell.KeyPair    `koanf:"private_tls"`
+	Auth        shell.Auth       `koanf:"auth"`
+	ServiceBus  shell.ServiceBus `koanf:"service_bus"`
+	Redis       shell.Redis      `koanf:"redis"` // no address: the notifier uses none
+	Idempotency Idempotency      `koanf:"idempotency"`
+	EventGrid   EventGrid        `koanf:"eventgrid"`
+}
+
+// Idempotency is about CloudEvents that are sent again.
+type Idempotency struct {
+	TTL time.Duration `koanf:"ttl" usage:"how long a CloudEvents event (its caller, source and id) that was published is known, and accepted without being published again: by all replicas where there is Redis, else by each for the newest 65,536; 0: not at all"`
 }
 
 // EventGrid says how events of Azure Event Grid are read.
@@ -88,11 +97,13 @@ func Defaults() Config {
 		DrainTimeout:  25 * time.Second,
 		MaxBodyBytes:  1 << 20,
 		MaxUpdates:    1000,
+		MaxInFlight:   64 << 20,
 		Rate:          1000,
 		Log:           shell.Log{Level: "info", Format: "text"},
 		Auth:          shell.DefaultAuth(),
 		ServiceBus:    shell.ServiceBus{Topic: "status"},
 		Redis:         shell.Redis{Prefix: "statusrelay"},
+		Idempotency:   Idempotency{TTL: 24 * time.Hour},
 		EventGrid:     EventGrid{Hold: 3 * time.Second, MaxBodyBytes: 2 << 20, MaxEvents: 5000},
 	}
 }
@@ -111,6 +122,15 @@ func (c Config) Validate() error {
 	}
 	if c.MaxUpdates <= 0 {
 		errs = append(errs, errors.New("max_updates: not positive"))
+	}
+	if c.MaxInFlight < ingestapi.Holds(c.MaxBodyBytes, c.MaxUpdates) {
+		errs = append(errs, errors.New("max_in_flight: less than the largest request holds, of max_body_bytes with max_updates"))
+	}
+	if c.Stamp && len(c.Redis.Addrs) == 0 {
+		errs = append(errs, errors.New("stamp: needs redis.addrs"))
+	}
+	if c.Idempotency.TTL < 0 || c.Idempotency.TTL > 0 && c.Idempotency.TTL < time.Second {
+		errs = append(errs, errors.New("idempotency.ttl: neither 0 nor a second or more"))
 	}
 	if c.Rate <= 0 {
 		errs = append(errs, errors.New("rate: not positive"))

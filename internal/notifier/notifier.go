@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"statusrelay/internal/bridge/eventgrid"
+	"statusrelay/internal/claim"
 	"statusrelay/internal/documents"
 	"statusrelay/internal/ingestapi"
 	"statusrelay/internal/redisstore"
@@ -61,12 +62,20 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 		n.release()
 		return nil, fmt.Errorf("service bus: %w", err)
 	}
-	mux := http.NewServeMux()
-	mux.Handle("/", ingestapi.New(ingestapi.Options{
-		Verify: n.Verify, Policy: n.Policy, Publish: n.publish,
-		DefaultHub: c.DefaultHub, MaxBodyBytes: c.MaxBodyBytes, MaxUpdates: c.MaxUpdates, Rate: c.Rate,
+	ingest := ingestapi.Options{
+		Verify: n.Verify, Policy: n.Policy, Publish: n.publish, RetryAfter: n.publisher.RetryAfter,
+		DefaultHub: c.DefaultHub, MaxBodyBytes: c.MaxBodyBytes, MaxUpdates: c.MaxUpdates, MaxInFlight: c.MaxInFlight, Rate: c.Rate,
 		Logger: n.Log, Metrics: n.Metrics,
-	}))
+	}
+	if ingest.Claims, err = n.claims(); err != nil {
+		n.release()
+		return nil, err
+	}
+	if c.Stamp {
+		ingest.Stamp = n.store.Stamp
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/", ingestapi.New(ingest))
 	hubs, err := c.EventGrid.hubs()
 	if err != nil {
 		n.release()
@@ -98,6 +107,19 @@ func (n *Notifier) connect() error {
 	return nil
 }
 
+// claims makes what knows which events were published: all replicas together where
+// there is Redis, else each by itself. Nil: nobody knows.
+func (n *Notifier) claims() (*claim.Ledger, error) {
+	o := claim.Options{TTL: n.config.Idempotency.TTL, Logger: n.Log, Metrics: n.Metrics}
+	if o.TTL == 0 {
+		return nil, nil
+	}
+	if o.Memory = claim.NewLocal(nil); n.store != nil {
+		o.Memory = n.store
+	}
+	return claim.NewLedger(o)
+}
+
 // release gives back what New has taken.
 func (n *Notifier) release() {
 	if n.store != nil {
@@ -110,11 +132,17 @@ func (n *Notifier) release() {
 
 // Publish publishes one update of this process.
 func (n *Notifier) Publish(ctx context.Context, u *status.Update) error {
-	return n.publish(ctx, []wire.Message{{Update: *u}})[0]
+	return Send(ctx, n.publisher, []wire.Message{{Update: *u}})[0]
 }
 
-func (n *Notifier) publish(ctx context.Context, messages []wire.Message) []error {
-	return Send(ctx, n.publisher, messages)
+func (n *Notifier) publish(ctx context.Context, messages []ingestapi.Message) []error {
+	now := time.Now()
+	out := make([]servicebus.Outgoing, len(messages))
+	for i := range messages {
+		out[i] = outgoing(&messages[i].Message, now)
+		out[i].ID = messages[i].MessageID
+	}
+	return n.publisher.Publish(ctx, out)
 }
 
 // Send encodes messages in the form that statusrelay itself publishes and hands
