@@ -51,7 +51,7 @@ type api struct {
 // readDocuments reads what every answer is held to.
 var readDocuments = sync.OnceValues(apitest.Read)
 
-func newAPI(t *testing.T, change ...func(*ingestapi.Options)) *api {
+func newAPI(t testing.TB, change ...func(*ingestapi.Options)) *api {
 	t.Helper()
 	p, err := policy.Parse([]byte(rules))
 	if err != nil {
@@ -412,16 +412,6 @@ func TestRateIsPerCaller(t *testing.T) {
 	now = now.Add(time.Hour)
 	if w := a.post("publisher", strings.Repeat(`{"instanceId":"a"}`+"\n", 50)); w.Code != http.StatusAccepted {
 		t.Errorf("more than the burst: got %d, want 202", w.Code)
-	}
-}
-
-// The trace of the request is that of updates that have none of their own.
-func TestTraceOfTheRequestIsPassedOn(t *testing.T) {
-	const own, request = "00-11111111111111111111111111111111-1111111111111111-01", "00-22222222222222222222222222222222-2222222222222222-01"
-	a := newAPI(t)
-	a.post("publisher", `[{"instanceId":"a"},{"specversion":"1.0","traceparent":"`+own+`","data":{"instanceId":"b"}}]`, "Traceparent", request)
-	if len(a.published) != 2 || a.published[0].Traceparent != request || a.published[1].Traceparent != own {
-		t.Errorf("published %+v", a.published)
 	}
 }
 
