@@ -140,7 +140,7 @@ func TestR2RelayRunsUnderTheShippedACL(t *testing.T) {
 		})
 	}
 
-	refuses(w, password)
+	refuses(w, storetest.ShippedUser, password)
 	if anybody := redis.NewClient(&redis.Options{Addr: w.redis.Addr, MaxRetries: -1}); anybody.Ping(w.ctx).Err() == nil {
 		t.Error("Redis answers who has not logged in")
 	}
@@ -149,15 +149,15 @@ func TestR2RelayRunsUnderTheShippedACL(t *testing.T) {
 // denied is how Redis refuses a command, and one in a script.
 var denied = regexp.MustCompile(`NOPERM|ACL failure|user executing the script can't`)
 
-// refuses wants what no relay needs to be refused to its user.
-func refuses(w *world, password string) {
+// refuses wants what nobody needs to be refused to a user, and more that this one does not.
+func refuses(w *world, name, password string, more ...string) {
 	w.Helper()
 	user := redis.NewClient(&redis.Options{
-		Addr: w.redis.Addr, Username: storetest.ShippedUser, Password: password, MaxRetries: -1, DisableIdentity: true, Protocol: 2,
+		Addr: w.redis.Addr, Username: name, Password: password, MaxRetries: -1, DisableIdentity: true, Protocol: 2,
 	})
 	defer user.Close()
 	w.redis.Do("SET", "another:secret", "x")
-	for _, command := range []string{
+	for _, command := range append(more,
 		"FLUSHALL", "FLUSHDB", "KEYS *", "CONFIG GET *", "CONFIG SET dir /tmp", "ACL LIST", "ACL WHOAMI", "ACL SETUSER relay allkeys", "LATENCY LATEST",
 		"SHUTDOWN NOSAVE", "REPLICAOF NO ONE", "SAVE", "MONITOR", "CLIENT LIST", "CLIENT KILL TYPE pubsub", "MODULE LIST", "INFO", "SLOWLOG GET",
 		"SCRIPT FLUSH", "FUNCTION FLUSH", "MIGRATE h 1 k 0 1", "DUMP statusrelay:a", "SORT statusrelay:a", "SELECT 1", "SWAPDB 0 1", "RANDOMKEY",
@@ -166,7 +166,7 @@ func refuses(w *world, password string) {
 		"COPY another:secret statusrelay:a", "EVAL return(redis.call('GET','another:secret')) 0",
 		"EVAL return(redis.call('GET',KEYS[1])) 1 another:secret", "EVAL return(redis.call('KEYS','*')) 0", "EVAL return(redis.call('FLUSHALL')) 0",
 		"EVAL return(redis.call('PUBLISH','another','x')) 0",
-	} {
+	) {
 		var words []any
 		for _, word := range strings.Fields(command) {
 			words = append(words, word)
@@ -190,8 +190,10 @@ func TestR2ShippedACLLoadsEitherWay(t *testing.T) {
 		slices.Sort(words)
 		return words
 	}
-	if got, want := rules(included, storetest.ShippedUser), rules(file, storetest.ShippedUser); !slices.Equal(got, want) || len(got) == 0 {
-		t.Errorf("got %q included and %q as an ACL file", got, want)
+	for _, user := range []string{storetest.ShippedUser, storetest.ShippedNotifier} {
+		if got, want := rules(included, user), rules(file, user); !slices.Equal(got, want) || len(got) == 0 {
+			t.Errorf("%s: got %q included and %q as an ACL file", user, got, want)
+		}
 	}
 	for _, r := range []*storetest.Redis{included, file} {
 		if got := r.Do("ACL", "GETUSER", "default"); !strings.HasPrefix(got, "flags\noff") || !strings.Contains(got, "\ncommands\n-@all\n") {

@@ -9,10 +9,14 @@ import (
 	"testing"
 )
 
-// ShippedUser is the user in deploy/redis/users.acl.
-const ShippedUser = "relay"
+// ShippedUser is the relay's user in deploy/redis/users.acl, and ShippedNotifier the
+// notifier's.
+const (
+	ShippedUser     = "relay"
+	ShippedNotifier = "notifier"
+)
 
-// shippedUsers is that file, with a hash in place of the one that nobody has the
+// shippedUsers is that file, with a hash in place of those that nobody has the
 // password to.
 func shippedUsers(t testing.TB, password string) string {
 	t.Helper()
@@ -27,10 +31,10 @@ func shippedUsers(t testing.TB, password string) string {
 	}
 	hash := sha256.Sum256([]byte(password))
 	none := "#" + strings.Repeat("0", 2*len(hash))
-	if strings.Count(string(text), none) != 1 {
-		t.Fatalf("%s: want one hash of no password", path)
+	if strings.Count(string(text), none) != 2 {
+		t.Fatalf("%s: want a hash of no password for each of two users", path)
 	}
-	return strings.Replace(string(text), none, "#"+hex.EncodeToString(hash[:]), 1)
+	return strings.ReplaceAll(string(text), none, "#"+hex.EncodeToString(hash[:]))
 }
 
 // StartRedisAsShipped starts a redis-server with the users that are shipped, whose
@@ -55,12 +59,18 @@ func StartRedisAsShipped(t testing.TB, password string, commented bool) *Redis {
 	return StartRedis(t, append(arguments, path)...)
 }
 
-// ShippedCommands are the rules about commands of the user that is shipped.
-func ShippedCommands(t testing.TB) (rules []string) {
+// ShippedCommands are the rules about commands of the relay's user.
+func ShippedCommands(t testing.TB) []string {
+	t.Helper()
+	return CommandsOf(t, ShippedUser)
+}
+
+// CommandsOf are the rules about commands of a user that is shipped.
+func CommandsOf(t testing.TB, user string) (rules []string) {
 	t.Helper()
 	for line := range strings.SplitSeq(shippedUsers(t, ""), "\n") {
 		words := strings.Fields(line)
-		if len(words) < 2 || words[0] != "user" || words[1] != ShippedUser {
+		if len(words) < 2 || words[0] != "user" || words[1] != user {
 			continue
 		}
 		for _, w := range words[2:] {
