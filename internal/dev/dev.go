@@ -186,6 +186,7 @@ func (s *Stack) build(ctx context.Context, o Options, public net.Listener, issue
 	}
 	nc := notifier.Defaults()
 	nc.PrivateListen, nc.Auth, nc.ServiceBus = "127.0.0.1:0", signIn, connect
+	nc.Redis.Addrs = []string{o.RedisAddr}
 	ingest, err := listen(ctx, "notifier", o.Fixed, "8081")
 	if err != nil {
 		return err

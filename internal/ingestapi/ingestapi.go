@@ -160,7 +160,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 		err = tooLarge("the limit is %d updates in one request", a.MaxUpdates)
 	}
 	if err == nil {
-		err = share.take(int64(len(documents)) * updateCost)
+		err = share.updates(len(body), len(documents))
 	}
 	if err != nil {
 		a.refuse(w, r, err)

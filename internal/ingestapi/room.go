@@ -10,15 +10,16 @@ import (
 	"statusrelay/internal/status"
 )
 
-// What a request holds, in bytes, beside the text of its updates, which counts as it is.
+// What a request holds, in bytes. TestMemoryIsBoundedWhileTheBrokerStalls measures it.
 const (
-	requestCost = 16 << 10 // a connection and its buffers, a goroutine
-	updateCost  = 4 << 10  // an update as it is decoded, encoded and waits for the broker
+	requestCost = 32 << 10 // a connection and its buffers, goroutines
+	updateCost  = 4 << 10  // an update as it is decoded and waits for the broker, beside its text
+	textCost    = 3        // each byte: as it is read, decoded, and encoded
 )
 
 // Holds is what a request holds that has a body of so many bytes and so many updates.
 func Holds(bytes int64, updates int) int64 {
-	return requestCost + bytes + int64(updates)*updateCost
+	return requestCost + textCost*bytes + int64(updates)*updateCost
 }
 
 // errNoRoom is why a request is refused that would need more than there is.
@@ -66,6 +67,11 @@ func (s *share) take(n int64) error {
 	}
 	s.held += n
 	return nil
+}
+
+// updates holds what becomes of a body that was read.
+func (s *share) updates(bytes, n int) error {
+	return s.take((textCost-1)*int64(bytes) + int64(n)*updateCost)
 }
 
 // reader holds what is read of a body, and the request's own cost with its first byte.

@@ -25,7 +25,7 @@ type Config struct {
 	DrainTimeout   time.Duration `koanf:"drain_timeout" usage:"time to finish what is in hand when told to stop"`
 	MaxBodyBytes   int64         `koanf:"max_body_bytes" usage:"largest request body"`
 	MaxUpdates     int           `koanf:"max_updates" usage:"most updates in one request"`
-	MaxInFlight    int64         `koanf:"max_in_flight" usage:"bytes that all requests hold together: 16 KiB for each, 4 KiB for each update, and the bodies; more requests are answered 503"`
+	MaxInFlight    int64         `koanf:"max_in_flight" usage:"bytes that all requests hold together: 32 KiB for each, 4 KiB for each update, and three times the bodies; more requests are answered 503"`
 	Rate           float64       `koanf:"rate" usage:"updates per second and caller"`
 	Stamp          bool          `koanf:"stamp" usage:"give generation and sequence to updates that have neither, by counters in Redis"`
 

@@ -1,6 +1,7 @@
 package notifier_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -119,6 +121,26 @@ func (w *world) enqueued() int64 {
 		w.Fatal(err)
 	}
 	return s.TotalEnqueued
+}
+
+// metric is the value of a metric without labels, -1 if there is none.
+func (w *world) metric(name string) float64 {
+	w.Helper()
+	got, err := http.Get("http://" + w.n.PrivateAddr().String() + "/metrics")
+	if err != nil {
+		w.Fatal(err)
+	}
+	defer got.Body.Close()
+	for lines := bufio.NewScanner(got.Body); lines.Scan(); {
+		if text, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
+			value, err := strconv.ParseFloat(text, 64)
+			if err != nil {
+				w.Fatal(err)
+			}
+			return value
+		}
+	}
+	return -1
 }
 
 func (w *world) until(what string, cond func() bool) {
