@@ -146,8 +146,16 @@ func TestOneOfManyIsFree(t *testing.T) {
 func TestNamesOfDifferentEventsDiffer(t *testing.T) {
 	seen := map[string][]string{}
 	for _, parts := range [][]string{
-		{"i", "s", "/src", "1"}, {"is", "", "/src", "1"}, {"", "is", "/src", "1"}, {"i", "s", "/src1", ""}, {"i", "s", "", "/src1"},
-		{"i", "s", "/src", "2"}, {"j", "s", "/src", "1"}, {"i", "t", "/src", "1"}, {"i", "s", "/other", "1"}, {"i", "s\x04/src", "1", ""},
+		{"i", "s", "/src", "1"},
+		{"is", "", "/src", "1"},
+		{"", "is", "/src", "1"},
+		{"i", "s", "/src1", ""},
+		{"i", "s", "", "/src1"},
+		{"i", "s", "/src", "2"},
+		{"j", "s", "/src", "1"},
+		{"i", "t", "/src", "1"},
+		{"i", "s", "/other", "1"},
+		{"i", "s\x04/src", "1", ""},
 	} {
 		name := claim.Of(parts[0], parts[1], parts[2], parts[3], nil).Name
 		if seen[name] != nil {

@@ -458,9 +458,14 @@ func TestTraceOfTheRequestIsPassedOn(t *testing.T) {
 	two := `[{"instanceId":"a"},{"specversion":"1.0","traceparent":"` + own + `","tracestate":"o=1","data":{"instanceId":"b"}}]`
 	trace := func(m ingestapi.Message) string { return m.Traceparent + " " + m.Tracestate }
 	for _, c := range []struct{ parent, state, want string }{
-		{request, "r=1", request + " r=1"}, {request, "=", request + " "}, {request, "", request + " "},
-		{"", "r=1", " "}, {"x", "r=1", " "}, {strings.Replace(request, "2", "0", 16), "r=1", strings.Replace(request, "2", "0", 16) + " r=1"},
-		{"ff" + request[2:], "r=1", " "}, {request + "\u00e9", "r=1", " "},
+		{request, "r=1", request + " r=1"},
+		{request, "=", request + " "},
+		{request, "", request + " "},
+		{"", "r=1", " "},
+		{"x", "r=1", " "},
+		{strings.Replace(request, "2", "0", 16), "r=1", strings.Replace(request, "2", "0", 16) + " r=1"},
+		{"ff" + request[2:], "r=1", " "},
+		{request + "\u00e9", "r=1", " "},
 	} {
 		a.published = nil
 		a.post("publisher", two, "Traceparent", c.parent, "Tracestate", c.state)
@@ -478,11 +483,20 @@ func TestHeadersThatLie(t *testing.T) {
 		values []string
 		code   int
 	}{
-		{"Content-Encoding", []string{"gzip"}, 415}, {"Content-Encoding", []string{"identity", "gzip"}, 415}, {"Content-Encoding", []string{"identity, br"}, 415},
-		{"Content-Encoding", []string{"IDENTITY"}, 202}, {"Content-Encoding", []string{""}, 202}, {"Content-Encoding", []string{"utf-8"}, 415},
-		{"Content-Type", []string{"text/html; charset=utf-16"}, 202}, {"Content-Type", []string{"multipart/form-data"}, 202}, {"Content-Type", []string{strings.Repeat("x", 30_000)}, 202},
-		{"Content-Type", []string{"application/x-ndjson", "image/png"}, 202}, {"Content-Length", []string{"-7"}, 202}, {"Tracestate", slices.Repeat([]string{"a=1"}, 3000), 202},
-		{"Traceparent", []string{"\x00"}, 202}, {"Expect", []string{"the unexpected"}, 202},
+		{"Content-Encoding", []string{"gzip"}, 415},
+		{"Content-Encoding", []string{"identity", "gzip"}, 415},
+		{"Content-Encoding", []string{"identity, br"}, 415},
+		{"Content-Encoding", []string{"IDENTITY"}, 202},
+		{"Content-Encoding", []string{""}, 202},
+		{"Content-Encoding", []string{"utf-8"}, 415},
+		{"Content-Type", []string{"text/html; charset=utf-16"}, 202},
+		{"Content-Type", []string{"multipart/form-data"}, 202},
+		{"Content-Type", []string{strings.Repeat("x", 30_000)}, 202},
+		{"Content-Type", []string{"application/x-ndjson", "image/png"}, 202},
+		{"Content-Length", []string{"-7"}, 202},
+		{"Tracestate", slices.Repeat([]string{"a=1"}, 3000), 202},
+		{"Traceparent", []string{"\x00"}, 202},
+		{"Expect", []string{"the unexpected"}, 202},
 	} {
 		a := newAPI(t)
 		r := httptest.NewRequest(http.MethodPost, "/v1/updates", strings.NewReader(body))
