@@ -135,7 +135,7 @@ func (s *ServiceBus) Close(ctx context.Context) error {
 func message(e *event) *azservicebus.Message {
 	properties := map[string]any{"hub": e.update.Hub}
 	for name, value := range map[string]string{
-		"name": e.update.Name, "runtimeStatus": string(e.update.RuntimeStatus), "traceparent": e.update.Traceparent,
+		"name": e.update.Name, "runtimeStatus": string(e.update.RuntimeStatus), "traceparent": e.update.Traceparent, "Diagnostic-Id": e.update.Traceparent,
 	} {
 		if value != "" {
 			properties[name] = value
