@@ -92,7 +92,13 @@ func (a *api) judge(e *entry, who *auth.Principal, rules *policy.Policy, documen
 	}
 	if m.ID != "" && m.Source != "" { // CloudEvents 1.0 section 3.1.1: together they name an event
 		content := wire.Encode(wire.Message{Update: *u, ID: "-", Source: "-"}, time.Time{})
-		e.event = claim.Of(who.Issuer, who.Subject, m.Source, m.ID, content)
+		id := m.ID
+		if u.Generation != nil && u.Sequence != nil {
+			// An activity that is retried says something else at the same position, and so under an id that is made of it.
+			// Which of the two counts is for the merge to decide: here they are two events.
+			id += string(content)
+		}
+		e.event = claim.Of(who.Issuer, who.Subject, m.Source, id, content)
 		if u.Generation == nil || u.Sequence == nil {
 			e.message.MessageID = e.event.MessageID()
 		}

@@ -83,6 +83,19 @@ func TestAnotherEventOfTheSameNameIsRefused(t *testing.T) {
 	wantPublished(t, a, "default/a")
 }
 
+// An activity that is retried may say something else at the same position, under an id that is made of that: the merge decides
+// between the two. Only what it says again is published once.
+func TestPositionsDecideBetweenEventsOfOneName(t *testing.T) {
+	a := newAPI(t, remembering(t))
+	at := func(state string) string {
+		return strings.Replace(event("1", "a", state), `"instanceId"`, `"generation":1,"sequence":1000,"instanceId"`, 1)
+	}
+	for _, body := range []string{at("Running"), at("Completed"), at("Running"), at("Completed"), "[" + at("Failed") + "," + at("Failed") + "," + at("Running") + "]"} {
+		wantCode(t, body, a.post("publisher", body), 202)
+	}
+	wantPublished(t, a, "default/a", "default/a", "default/a")
+}
+
 // Names are the caller's own: nobody can use up those of another.
 func TestCallersDoNotShareNames(t *testing.T) {
 	a := newAPI(t, remembering(t))
