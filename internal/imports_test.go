@@ -66,7 +66,7 @@ var tree = []pkg{
 	{"telemetry", "", ""},
 	{"shell", "settings telemetry auth policy redisstore cobra", ""},
 	{"relay", "wire policy hub interest reader auth ingest limit problem documents servicebus redisstore httpapi wsapi web settings telemetry shell cors", ""},
-	{"notifier", "wire doctor policy auth claim problem documents servicebus redisstore ingestapi bridge/* settings telemetry shell", ""},
+	{"notifier", "wire doctor policy auth claim limit problem documents servicebus redisstore ingestapi bridge/* settings telemetry shell", ""},
 	{"dev", "wire policy auth auth/devissuer devbus web settings telemetry shell relay notifier miniredis", ""},
 	{"cmd/relay", "auth settings telemetry shell relay dev cobra", ""},
 	{"cmd/notifier", "wire watcher doctor servicebus settings telemetry shell notifier cobra", ""},

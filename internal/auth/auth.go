@@ -109,6 +109,12 @@ func (p *Principal) May(right Right, hub string) bool {
 	return g == nil || slices.Contains(g.Rights, right) && (len(g.Hubs) == 0 || slices.Contains(g.Hubs, hub))
 }
 
+// Text is a claim that is a text, else "".
+func (p *Principal) Text(claim string) string {
+	text, _ := p.Claims[claim].(string)
+	return text
+}
+
 // A Right is something that a credential may be good for.
 type Right string
 

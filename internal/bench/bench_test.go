@@ -30,6 +30,7 @@ import (
 	"statusrelay/internal/policy"
 	"statusrelay/internal/relay"
 	"statusrelay/internal/settings"
+	"statusrelay/internal/shell"
 	"statusrelay/internal/status"
 	"statusrelay/internal/storetest"
 	"statusrelay/internal/wire"
@@ -130,7 +131,7 @@ func newRelay(ctx context.Context, s setup) (*relay.Relay, error) {
 	c.DrainTimeout = time.Second
 	c.Read.MaxPerCaller, c.Watch.MaxWatches = c.Read.MaxStreams, 1000 // the benchmarks are one caller
 	c.Limits = relay.Limits{                                          // so are these: they cost what they cost, and nothing reaches them
-		RequestsPerCaller: 1e9, RequestsPerAddress: 1e9, FailuresPerAddress: 1e9, HandshakesPerAddress: 1e9, Handshakes: 1e9, SocketsPerCaller: 1e9,
+		RequestsPerCaller: 1e9, Door: shell.Door{RequestsPerAddress: 1e9, FailuresPerAddress: 1e9}, HandshakesPerAddress: 1e9, Handshakes: 1e9, SocketsPerCaller: 1e9,
 	}
 	return relay.New(ctx, c, relay.Options{Policy: rules})
 }

@@ -272,6 +272,7 @@ func newStage(t *testing.T) *stage {
 	})
 	s.replicas["Notifier"] = w.notifier(func(c *notifier.Config) { c.Auth.Issuers, c.Auth.APIKeys = append(c.Auth.Issuers, away), apiKeys })
 	s.replicas["Notifierlimited"] = w.notifier(func(c *notifier.Config) { c.Rate = 0.5 })
+	s.replicas["Notifierthrottled"] = w.notifier(func(c *notifier.Config) { c.Rate, c.Limits.RequestsPerAddress = 1000, 0.5 })
 	s.replicas["Notifierlost"] = w.notifier(func(c *notifier.Config) { c.ServiceBus.Topic = "lost" })
 	return s
 }
@@ -577,7 +578,7 @@ func (r run) same(got answer) error {
 // twice by what can.
 func sameHeader(name, want, got string) error {
 	switch name {
-	case "ETag", "Retry-After": // their forms are in the document
+	case "ETag", "Retry-After", "RateLimit": // their forms are in the document
 		if got != "" {
 			return nil
 		}

@@ -19,7 +19,7 @@ import (
 // only (Microsoft, "HTTP API reference for Durable Functions", get instance status): 202 with Location and Retry-After while
 // it runs, 200 when it has ended. It has neither input nor history; that they are asked for is no mistake, and nor is any
 // parameter that is not known here, since the built-in one ignores those too.
-func (a *API) durable(w http.ResponseWriter, r *http.Request) (int, error) {
+func (a *API) durable(w *boundedWriter, r *http.Request) (int, error) {
 	query := durableQuery(r.URL.Query())
 	key := status.Key{Hub: a.o.DefaultHub, InstanceID: r.PathValue("instanceId")}
 	if hub := query.text("taskHub"); hub != "" {
@@ -27,7 +27,7 @@ func (a *API) durable(w http.ResponseWriter, r *http.Request) (int, error) {
 	}
 	who, err := a.authenticateDurable(r, query, key)
 	if err == nil {
-		err = a.rates.charge(who, requestCost)
+		err = a.rates.charge(w, who, requestCost)
 	}
 	if err != nil {
 		return 0, err

@@ -78,6 +78,9 @@ type Options struct {
 	// PerCaller bounds the requests of one caller. A list costs ten, a request that names several instances one for ten of them,
 	// whether at once or as a stream. Default: no limit
 	PerCaller limit.Rate
+	// PerTenant bounds the requests of all callers of a tenant, which TenantClaim of their tokens names, if it is a text. Default: no limit
+	PerTenant   limit.Rate
+	TenantClaim string
 	// PerAddress bounds the requests from one address, whoever sends them. Default: no limit
 	PerAddress limit.Rate
 	// Failures bounds the credentials from one address that prove nothing. While there are too many, nothing from there is let in,
@@ -106,7 +109,7 @@ type API struct {
 	mux     *http.ServeMux
 	metrics *metrics
 	rates   rates
-	firsts  *limit.Buckets[caller]
+	firsts  *limit.Buckets[party]
 	waiting *places // for long-polls, and for first uses
 	streams *places // for event streams
 	closing chan struct{}
@@ -128,8 +131,8 @@ func New(o Options) *API {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	a := &API{o: o, mux: http.NewServeMux(), metrics: newMetrics(o.Metrics), closing: make(chan struct{})}
-	a.rates = rates{limit.New[caller](o.PerCaller), limit.New[netip.Addr](o.PerAddress), o.Failures}
-	a.firsts = limit.New[caller](o.FirstReads)
+	a.rates = newRates(&o)
+	a.firsts = limit.New[party]("first", o.FirstReads)
 	a.waiting = newPlaces(limitWaiting, o.MaxWaiting, o.MaxPerCaller, a.metrics.waiting)
 	a.streams = newPlaces(limitStreams, o.MaxStreams, o.MaxPerCaller, a.metrics.streams)
 	read := []string{http.MethodGet, http.MethodHead}
@@ -182,14 +185,13 @@ func (a *API) farewell() <-chan time.Time {
 
 // An answer writes the answer to a request and returns its status; or an error, which is answered by the table of package
 // problem.
-type answer func(w http.ResponseWriter, r *http.Request) (code int, err error)
+type answer func(w *boundedWriter, r *http.Request) (code int, err error)
 
 // handle turns an answer into a handler of the methods that there are.
 func (a *API) handle(f answer, methods ...string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return http.HandlerFunc(func(to http.ResponseWriter, r *http.Request) {
 		start := time.Now()
-		bounded := &boundedWriter{ResponseWriter: w, timeout: a.o.WriteTimeout}
-		w = bounded
+		w := &boundedWriter{ResponseWriter: to, timeout: a.o.WriteTimeout}
 		h := w.Header()
 		h.Add("Vary", "Authorization, Accept") // beside what CORS has set
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -198,16 +200,16 @@ func (a *API) handle(f answer, methods ...string) http.Handler {
 		if !slices.Contains(methods, r.Method) {
 			h.Set("Allow", strings.Join(methods, ", "))
 			problem.Write(w, problem.MethodNotAllowed())
-		} else if err = a.rates.admit(from, start); err == nil {
+		} else if w.quota, err = a.rates.door.Admit(from, start); err == nil {
 			code, err = f(w, r)
 		}
 		if auth.IsGuess(err) {
-			a.rates.failures.Charge(from, time.Now())
+			a.rates.door.Failed(from, time.Now())
 		}
 		if err != nil {
 			code = a.fail(w, r, err)
 		}
-		a.metrics.requests.WithLabelValues(bounded.kind(), strconv.Itoa(code)).Observe(time.Since(start).Seconds())
+		a.metrics.requests.WithLabelValues(w.kind(), strconv.Itoa(code)).Observe(time.Since(start).Seconds())
 	})
 }
 
@@ -216,7 +218,8 @@ func (a *API) handle(f answer, methods ...string) http.Handler {
 type boundedWriter struct {
 	http.ResponseWriter
 	timeout time.Duration
-	first   bool // it was waited for a first use
+	quota   limit.Quota // what is left to who asks
+	first   bool        // it was waited for a first use
 }
 
 // kind tells what took the time of an answer: the relay, or the wait for a change, or for a bridge.
@@ -251,7 +254,7 @@ func (w *boundedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 const callerLeft = 499
 
 // fail answers an error: the caller is told its kind, the log its cause.
-func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) int {
+func (a *API) fail(w *boundedWriter, r *http.Request, err error) int {
 	if r.Context().Err() != nil {
 		problem.Write(w, problem.Of(status.ErrUnavailable)) // to who has only stopped sending
 		return callerLeft
@@ -267,6 +270,7 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) int {
 		a.o.Logger.DebugContext(r.Context(), "request", "path", r.Pattern, "error", err)
 	}
 	w.Header().Del("Retry-After")
+	a.rates.told.Tell(w.Header(), w.quota)
 	problem.Write(w, p)
 	return p.Status
 }
@@ -274,13 +278,13 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) int {
 // authenticate says who asks, by a bearer token, or for a stream by a ticket; or what is wrong with the request, all parameters
 // of which must have been read. Whoever shows no good token is not told what else is wrong. A ticket is used up by being looked
 // at: that comes last. Whoever it is, is charged what the request costs.
-func (a *API) authenticate(r *http.Request, p *params, cost int) (*auth.Principal, error) {
+func (a *API) authenticate(w *boundedWriter, r *http.Request, p *params, cost int) (*auth.Principal, error) {
 	if err := refuseLink(p.values); err != nil {
 		return nil, err
 	}
 	ticket := p.text("ticket")
 	if !p.has("ticket") {
-		who, err := a.bearer(r, cost)
+		who, err := a.bearer(w, r, cost)
 		if err != nil {
 			return nil, err
 		}
@@ -304,16 +308,16 @@ func (a *API) authenticate(r *http.Request, p *params, cost int) (*auth.Principa
 	if err != nil {
 		return nil, err
 	}
-	return who, a.rates.charge(who, cost)
+	return who, a.rates.charge(w, who, cost)
 }
 
 // authenticatePost says who asks for a credential that is weaker than their own: by a bearer token, and without parameters.
-func (a *API) authenticatePost(r *http.Request) (*auth.Principal, error) {
+func (a *API) authenticatePost(w *boundedWriter, r *http.Request) (*auth.Principal, error) {
 	p := parseParams(r)
 	if err := refuseLink(p.values); err != nil {
 		return nil, err
 	}
-	who, err := a.bearer(r, requestCost)
+	who, err := a.bearer(w, r, requestCost)
 	if err != nil {
 		return nil, err
 	}

@@ -14,14 +14,14 @@ import (
 )
 
 // instance answers with the caller's view of one instance: at once, when it has changed, or as a stream.
-func (a *API) instance(w http.ResponseWriter, r *http.Request) (int, error) {
+func (a *API) instance(w *boundedWriter, r *http.Request) (int, error) {
 	p := parseParams(r)
 	after := p.number("after", 0, status.MaxInteger, 0)
 	key := a.key(r, p)
 	if wantsStream(r) {
 		return a.instanceStream(w, r, p, key, after)
 	}
-	who, err := a.authenticateTo(r, p, key)
+	who, err := a.authenticateTo(w, r, p, key)
 	if err != nil {
 		return 0, err
 	}

@@ -42,16 +42,16 @@ func refuseLink(query url.Values) error {
 }
 
 // authenticateTo is authenticate for one instance, which a signed link may open as well.
-func (a *API) authenticateTo(r *http.Request, p *params, key status.Key) (*auth.Principal, error) {
+func (a *API) authenticateTo(w *boundedWriter, r *http.Request, p *params, key status.Key) (*auth.Principal, error) {
 	if !isLink(p.values) {
-		return a.authenticate(r, p, requestCost)
+		return a.authenticate(w, r, p, requestCost)
 	}
 	if p.has("ticket") {
 		return nil, invalid("ticket", "not together with a link")
 	}
 	who, err := a.verifyLink(r, p, key)
 	if err == nil {
-		err = a.rates.charge(who, requestCost)
+		err = a.rates.charge(w, who, requestCost)
 	}
 	if err != nil {
 		return nil, err
@@ -84,8 +84,8 @@ type linkRequest struct {
 
 // createLink signs a link to an instance as the caller sees it. Whoever has the link sees it so, too, until it expires: also
 // when the caller may not any more.
-func (a *API) createLink(w http.ResponseWriter, r *http.Request) (int, error) {
-	who, err := a.authenticatePost(r)
+func (a *API) createLink(w *boundedWriter, r *http.Request) (int, error) {
+	who, err := a.authenticatePost(w, r)
 	if err != nil {
 		return 0, err
 	}

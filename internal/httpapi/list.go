@@ -33,7 +33,7 @@ const (
 )
 
 // instances answers with several instances: those that are named, or those that a query selects.
-func (a *API) instances(w http.ResponseWriter, r *http.Request) (int, error) {
+func (a *API) instances(w *boundedWriter, r *http.Request) (int, error) {
 	p := parseParams(r)
 	hub := a.hub(r, p)
 	if p.has("id") {
@@ -43,14 +43,14 @@ func (a *API) instances(w http.ResponseWriter, r *http.Request) (int, error) {
 	limit := int(p.number("limit", 1, maxInstances, defaultLimit))
 	if wantsStream(r) {
 		interval := p.interval()
-		who, err := a.authenticate(r, p, listCost)
+		who, err := a.authenticate(w, r, p, listCost)
 		if err != nil {
 			return 0, err
 		}
 		return a.stream(w, r, who, func(rd *reader.Reader) { rd.WatchList(listName, q, limit, interval) })
 	}
 	after := p.text("cursor")
-	who, err := a.authenticate(r, p, listCost)
+	who, err := a.authenticate(w, r, p, listCost)
 	if err != nil {
 		return 0, err
 	}
@@ -62,7 +62,7 @@ func (a *API) instances(w http.ResponseWriter, r *http.Request) (int, error) {
 }
 
 // batch answers with the instances that are named, in that order, each with what has become of it.
-func (a *API) batch(w http.ResponseWriter, r *http.Request, p *params, hub string) (int, error) {
+func (a *API) batch(w *boundedWriter, r *http.Request, p *params, hub string) (int, error) {
 	ids := p.all("id")
 	cost := batchCost(len(ids))
 	if len(ids) > maxInstances {
@@ -77,7 +77,7 @@ func (a *API) batch(w http.ResponseWriter, r *http.Request, p *params, hub strin
 			}
 		}
 		interval := p.interval()
-		who, err := a.authenticate(r, p, cost)
+		who, err := a.authenticate(w, r, p, cost)
 		if err != nil {
 			return 0, err
 		}
@@ -87,7 +87,7 @@ func (a *API) batch(w http.ResponseWriter, r *http.Request, p *params, hub strin
 			}
 		})
 	}
-	who, err := a.authenticate(r, p, cost)
+	who, err := a.authenticate(w, r, p, cost)
 	if err != nil {
 		return 0, err
 	}

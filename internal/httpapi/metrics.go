@@ -1,6 +1,10 @@
 package httpapi
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"statusrelay/internal/limit"
+)
 
 type metrics struct {
 	requests         *prometheus.HistogramVec
@@ -28,7 +32,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		}),
 		limited: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: namespace, Subsystem: subsystem, Name: "limited_total",
-			Help: "Requests answered 429, by the limit that was reached: caller, address, failures (too many bad credentials from an address), waiting, streams.",
+			Help: "Requests answered 429, by the limit that was reached: caller, tenant, address, failures (too many bad credentials from an address), waiting, streams.",
 		}, []string{"limit"}),
 	}
 	m.firsts = prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -38,7 +42,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	for _, result := range []string{firstFound, firstMissing, firstRefused} {
 		m.firsts.WithLabelValues(result)
 	}
-	for _, name := range []string{limitCaller, limitAddress, limitFailures, limitWaiting, limitStreams} {
+	for _, name := range []string{limitCaller, limitTenant, limit.OfAddress, limit.OfFailures, limitWaiting, limitStreams} {
 		m.limited.WithLabelValues(name) // there from the start: an alert can ask for its rate
 	}
 	if r != nil {

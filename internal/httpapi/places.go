@@ -17,12 +17,12 @@ type places struct {
 	taken               prometheus.Gauge
 
 	mu      sync.Mutex
-	count   int            // guarded by mu
-	callers map[caller]int // guarded by mu: how many of each wait
+	count   int           // guarded by mu
+	callers map[party]int // guarded by mu: how many of each wait
 }
 
 func newPlaces(name string, most, mostPerCaller int, taken prometheus.Gauge) *places {
-	return &places{limit: name, most: most, mostPerCaller: mostPerCaller, taken: taken, callers: map[caller]int{}}
+	return &places{limit: name, most: most, mostPerCaller: mostPerCaller, taken: taken, callers: map[party]int{}}
 }
 
 // enter takes a place, or fails with a limit.Error.
@@ -39,7 +39,7 @@ func (p *places) enter(who *auth.Principal) (leave func(), err error) {
 	return func() { p.leave(c) }, nil
 }
 
-func (p *places) leave(c caller) {
+func (p *places) leave(c party) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.count--

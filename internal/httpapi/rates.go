@@ -2,20 +2,18 @@ package httpapi
 
 import (
 	"net/http"
-	"net/netip"
 	"time"
 
 	"statusrelay/internal/auth"
 	"statusrelay/internal/limit"
 )
 
-// The limits, as metrics and the log call them.
+// The limits besides those of a limit.Door, as metrics and the log call them.
 const (
-	limitCaller   = "caller"
-	limitAddress  = "address"
-	limitFailures = "failures"
-	limitWaiting  = "waiting"
-	limitStreams  = "streams"
+	limitCaller  = "caller"
+	limitTenant  = "tenant"
+	limitWaiting = "waiting"
+	limitStreams = "streams"
 )
 
 // What requests cost. Most cost one: one record is read, or none.
@@ -28,43 +26,59 @@ const (
 // batchCost is what a request costs that names n instances.
 func batchCost(n int) int { return max((n+idsForOneCost-1)/idsForOneCost, requestCost) }
 
-// A caller is who asks, whatever token they show.
-type caller struct{ issuer, subject string }
+// A party is who asks, whatever token they show, or whose they are. Issuers do not share what they name.
+type party struct{ issuer, name string }
 
-func callerOf(who *auth.Principal) caller { return caller{who.Issuer, who.Subject} }
+func callerOf(who *auth.Principal) party { return party{who.Issuer, who.Subject} }
 
 // rates bounds how fast requests may come.
 type rates struct {
-	callers   *limit.Buckets[caller]
-	addresses *limit.Buckets[netip.Addr]
-	failures  *limit.Buckets[netip.Addr]
+	door        *limit.Door
+	callers     *limit.Buckets[party]
+	tenants     *limit.Buckets[party]
+	tenantClaim string
+	told        *limit.Policies
 }
 
-// admit charges the address for a request, before it is known who asks. Those from an address from which too many credentials
-// proved nothing are refused whatever they show: a guess that is answered is what slowing down is about.
-func (r *rates) admit(from netip.Addr, now time.Time) error {
-	if wait := r.failures.Wait(from, now); wait > 0 {
-		return &limit.Error{Limit: limitFailures, RetryAfter: limit.Scattered(wait)}
+func newRates(o *Options) rates {
+	r := rates{
+		door: limit.NewDoor(o.PerAddress, o.Failures), callers: limit.New[party](limitCaller, o.PerCaller),
+		tenants: limit.NewShared[party](limitTenant, o.PerTenant), tenantClaim: o.TenantClaim,
 	}
-	if wait := r.addresses.Take(from, requestCost, now); wait > 0 {
-		return &limit.Error{Limit: limitAddress, RetryAfter: limit.Scattered(wait)}
-	}
-	return nil
+	r.told = limit.NewPolicies(r.callers.Policy(), r.tenants.Policy(), r.door.Policy())
+	return r
 }
 
-// charge charges the caller for all that a request costs: a part of it would be lost if the rest were not there.
-func (r *rates) charge(who *auth.Principal, cost int) error {
-	if wait := r.callers.Take(callerOf(who), cost, time.Now()); wait > 0 {
-		return &limit.Error{Limit: limitCaller, RetryAfter: wait}
+// charge charges the caller and their tenant for all that a request costs: a part of it would be lost if the rest were not there.
+func (r *rates) charge(w *boundedWriter, who *auth.Principal, cost int) error {
+	now := time.Now()
+	tenant := party{who.Issuer, who.Text(r.tenantClaim)}
+	if tenant.name != "" {
+		if quota, err := r.tenants.Check(tenant, cost, now); err != nil { // else it would cost the caller something
+			w.quota = quota
+			return err
+		}
 	}
+	quota, err := r.callers.Take(callerOf(who), cost, now)
+	if err == nil && tenant.name != "" {
+		var all limit.Quota
+		all, err = r.tenants.Take(tenant, cost, now)
+		quota = limit.Nearest(quota, all)
+	}
+	if err != nil {
+		w.quota = quota
+		return err
+	}
+	w.quota = limit.Nearest(quota, w.quota)
+	r.told.Tell(w.Header(), w.quota)
 	return nil
 }
 
 // bearer says who asks, by a bearer token, and charges them.
-func (a *API) bearer(r *http.Request, cost int) (*auth.Principal, error) {
+func (a *API) bearer(w *boundedWriter, r *http.Request, cost int) (*auth.Principal, error) {
 	who, err := auth.Authenticate(r, a.o.Verify)
 	if err != nil {
 		return nil, err
 	}
-	return who, a.rates.charge(who, cost)
+	return who, a.rates.charge(w, who, cost)
 }

@@ -3,7 +3,7 @@ package httpapi_test
 import (
 	"fmt"
 	"net/http"
-	"net/netip"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -138,6 +138,88 @@ func TestRequestsCostWhatTheyTake(t *testing.T) {
 	}
 }
 
+// All callers of a tenant share what there is. Who is refused by it has paid nothing of their own; who has no tenant has no limit by it.
+func TestW9TenantIsLimited(t *testing.T) {
+	o := httpapi.Options{PerCaller: limit.Rate{PerSecond: 1, Burst: 12}, PerTenant: limit.Rate{PerSecond: 10, Burst: 20}, TenantClaim: "tenant"}
+	bubble(t, o, func(t *testing.T, w *world) {
+		w.store.put(current("a"))
+		read := func(who, path string) *httptest.ResponseRecorder { return get(t, w.api, path, who) }
+		const list = "/v1/hubs/orders/instances"
+		for _, who := range []string{"operator.x~acme", "operator.y~acme"} {
+			if got := read(who, list); got.Code != 200 {
+				t.Fatalf("%s: got %d", who, got.Code)
+			}
+		}
+		refused := read("operator.z~acme", list)
+		wantProblem(t, "a third of the tenant", refused, 429, "too-many", "")
+		if got := refused.Header().Get("RateLimit"); !strings.HasPrefix(got, `"tenant";r=0;t=`) {
+			t.Errorf("told %s", got)
+		}
+		wantProblem(t, "a read of theirs", read("operator.z~acme", aPath), 429, "too-many", "")
+		for _, who := range []string{"operator.v~other", "operator.w"} {
+			if got := read(who, list); got.Code != 200 {
+				t.Errorf("%s: got %d", who, got.Code)
+			}
+		}
+		time.Sleep(retryAfter(t, refused.Header())) // fake time
+		if got := read("operator.z~acme", list); got.Code != 200 || got.Header().Get("RateLimit") != `"caller";r=2;t=10` {
+			t.Errorf("who came back: got %d, told %s: a refusal has cost something", got.Code, got.Header().Get("RateLimit"))
+		}
+		if n := w.metric(t, "httpapi_limited_total", "tenant"); n != 2 {
+			t.Errorf("counted %v, want 2", n)
+		}
+		if got := read("operator.w", aPath).Header().Get("RateLimit-Policy"); got != `"caller";q=12;w=12, "tenant";q=20;w=2` {
+			t.Errorf("told of %s", got)
+		}
+	})
+}
+
+// Answers of every kind tell what is left, and a client that goes by it is not refused.
+func TestH8QuotaIsTold(t *testing.T) {
+	bubble(t, httpapi.Options{PerCaller: limit.Rate{PerSecond: 2, Burst: 20}, PerAddress: limit.Rate{PerSecond: 100, Burst: 400}}, func(t *testing.T, w *world) {
+		w.store.put(current("a"))
+		tag := get(t, w.api, aPath, "operator.x").Header().Get("ETag")
+		for _, c := range []struct {
+			path, token, want string
+			code              int
+			headers           []string
+		}{
+			{aPath, "operator.x", `"caller";r=18;t=1`, 304, []string{"If-None-Match", tag}},
+			{"/v1/hubs/orders/instances/none", "operator.x", `"caller";r=17;t=2`, 404, nil},
+			{aPath + "?x=1", "operator.x", `"caller";r=16;t=2`, 400, nil},
+			{"/v1/hubs/orders/instances", "operator.x", `"caller";r=6;t=7`, 200, nil},
+			{"/v1/hubs/orders/instances", "operator.x", `"caller";r=0;t=2`, 429, nil},
+			{aPath, "rubbish", `"address";r=393;t=1`, 401, nil},
+		} {
+			got := get(t, w.api, c.path, c.token, c.headers...)
+			if told := got.Header().Get("RateLimit"); got.Code != c.code || told != c.want {
+				t.Errorf("%s: got %d, told %s, want %d and %s", c.path, got.Code, told, c.code, c.want)
+			}
+			if got := got.Header().Get("RateLimit-Policy"); got != `"caller";q=20;w=10, "address";q=400;w=4` {
+				t.Errorf("%s: told of %s", c.path, got)
+			}
+		}
+		v := w.view(t, aPath, "operator.x")
+		v.bytes()
+		if got := v.answer(); got.Code != 200 || got.Header().Get("RateLimit") != `"caller";r=5;t=8` {
+			t.Errorf("a stream: got %d, told %s", got.Code, got.Header().Get("RateLimit"))
+		}
+		for i := range 200 {
+			got := get(t, w.api, aPath, "operator.y")
+			var left, window int
+			if _, err := fmt.Sscanf(got.Header().Get("RateLimit"), `"caller";r=%d;t=%d`, &left, &window); err != nil || got.Code != 200 {
+				t.Fatalf("request %d of who goes by it: got %d, %v", i, got.Code, err)
+			}
+			time.Sleep(time.Duration(window) * time.Second / time.Duration(max(left, 1))) // fake time
+		}
+	})
+	bubble(t, httpapi.Options{}, func(t *testing.T, w *world) {
+		if h := get(t, w.api, aPath, "operator.x").Header(); h.Get("RateLimit")+h.Get("RateLimit-Policy") != "" {
+			t.Errorf("without limits: %v", h)
+		}
+	})
+}
+
 // Whoever floods from one address is refused before a token is looked at; neighbours in one's own network of IPv6 are the same.
 func TestH7AddressIsLimitedBeforeAuthentication(t *testing.T) {
 	bubble(t, httpapi.Options{PerAddress: limit.Rate{PerSecond: 1, Burst: 3}}, func(t *testing.T, w *world) {
@@ -171,7 +253,7 @@ func TestGuessingIsSlowedDown(t *testing.T) {
 		"ticket": newRequest("GET", aPath+"?ticket=rubbish", "", "Accept", "text/event-stream"),
 		"header": newRequest("GET", aPath, "", "Authorization", "Bearer a b"),
 	} {
-		failures := limit.New[netip.Addr](limit.Rate{PerSecond: 1, Burst: 5})
+		failures := limit.NewFailures(limit.Rate{PerSecond: 1, Burst: 5})
 		bubble(t, httpapi.Options{Failures: failures}, func(t *testing.T, w *world) {
 			w.store.put(current("a"))
 			guess := guess.Clone(t.Context())
@@ -199,6 +281,28 @@ func TestGuessingIsSlowedDown(t *testing.T) {
 			}
 			if n := w.metric(t, "httpapi_limited_total", "failures"); n != 2 {
 				t.Errorf("%s: counted %v, want 2", name, n)
+			}
+		})
+	}
+}
+
+// BenchmarkGet is what a read of one instance costs beside the store and the network, without limits and with those that a caller and an
+// address have by default, of which each answer tells.
+func BenchmarkGet(b *testing.B) {
+	for name, o := range map[string]httpapi.Options{
+		"unlimited": {}, "limited": {PerCaller: limit.PerSecond(1e9), PerAddress: limit.PerSecond(1e9)},
+	} {
+		b.Run(name, func(b *testing.B) {
+			w := newWorld(b, o, current("a"))
+			request := newRequest(http.MethodGet, aPath, "operator.x")
+			tag := get(b, w.api, aPath, "operator.x").Header().Get("ETag")
+			request.Header.Set("If-None-Match", tag)
+			b.ReportAllocs()
+			for b.Loop() {
+				recorder := httptest.NewRecorder()
+				if w.api.ServeHTTP(recorder, request); recorder.Code != http.StatusNotModified {
+					b.Fatal(recorder.Code)
+				}
 			}
 		})
 	}

@@ -30,7 +30,7 @@ func (p *params) interval() time.Duration {
 }
 
 // instanceStream streams one instance: the newest status, if the client does not have it, and then whatever changes.
-func (a *API) instanceStream(w http.ResponseWriter, r *http.Request, p *params, key status.Key, after int64) (int, error) {
+func (a *API) instanceStream(w *boundedWriter, r *http.Request, p *params, key status.Key, after int64) (int, error) {
 	interval := p.interval()
 	if last := strings.Join(r.Header.Values("Last-Event-ID"), ", "); last != "" {
 		// A browser that reconnects asks for the same URL, and says in the header how far it has come since.
@@ -40,7 +40,7 @@ func (a *API) instanceStream(w http.ResponseWriter, r *http.Request, p *params, 
 		}
 		after = max(after, n)
 	}
-	who, err := a.authenticateTo(r, p, key)
+	who, err := a.authenticateTo(w, r, p, key)
 	if err != nil {
 		return 0, err
 	}

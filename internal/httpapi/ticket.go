@@ -12,8 +12,8 @@ import (
 )
 
 // ticket issues a ticket to who shows a token or a key. A body, if there is one, is not read.
-func (a *API) ticket(w http.ResponseWriter, r *http.Request) (int, error) {
-	who, err := a.authenticatePost(r)
+func (a *API) ticket(w *boundedWriter, r *http.Request) (int, error) {
+	who, err := a.authenticatePost(w, r)
 	if err != nil {
 		return 0, err
 	}

@@ -30,7 +30,7 @@ import (
 	"statusrelay/internal/status"
 )
 
-// verify takes "ROLE.SUBJECT" for a token, or "ROLE.SUBJECT.30" for one that is good for 30 s more.
+// verify takes "ROLE.SUBJECT" for a token, or "ROLE.SUBJECT.30" for one that is good for 30 s more, or "ROLE.SUBJECT~TENANT".
 func verify(_ context.Context, token string) (*auth.Principal, error) {
 	role, subject, ok := strings.Cut(token, ".")
 	switch {
@@ -39,8 +39,12 @@ func verify(_ context.Context, token string) (*auth.Principal, error) {
 	case !ok:
 		return nil, auth.ErrUnauthenticated
 	}
+	subject, tenant, _ := strings.Cut(subject, "~")
 	subject, seconds, _ := strings.Cut(subject, ".")
 	who := &auth.Principal{Issuer: "test", Subject: subject, Claims: map[string]any{"sub": subject, "roles": []any{role}}}
+	if tenant != "" {
+		who.Claims["tenant"] = tenant
+	}
 	if n, err := strconv.Atoi(seconds); err == nil {
 		who.Expires = time.Now().Add(time.Duration(n) * time.Second)
 	}

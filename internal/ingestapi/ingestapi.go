@@ -7,7 +7,8 @@
 // update does not keep its neighbours from being published, and that a caller
 // publishes only where the policy says so. A CloudEvents event that the broker has
 // is accepted again without being published again. Bodies, batches, rates and what
-// is in hand have limits.
+// is in hand have limits; who asks too fast is told when to come back, and costs others
+// nothing.
 package ingestapi
 
 import (
@@ -68,16 +69,25 @@ type Options struct {
 	MaxInFlight  int64   // bytes that all requests hold together, beyond which more are refused; 0: 64 MiB
 	Rate         float64 // updates per second and caller; 0: 1000
 	Burst        int     // updates at once and caller; 0: twice the rate
-	Logger       *slog.Logger
-	Metrics      prometheus.Registerer
-	Now          func() time.Time // nil: time.Now
+
+	// Door bounds what comes from one address, here and wherever else it is. Default: no limit
+	Door *limit.Door
+
+	Logger  *slog.Logger
+	Metrics prometheus.Registerer
+	Now     func() time.Time // nil: time.Now
 }
+
+// limitUpdates is the limit besides those of a limit.Door, as metrics and answers call it.
+const limitUpdates = "updates"
 
 type api struct {
 	Options
 	callers *limit.Buckets[string]
 	room    *room
+	told    *limit.Policies
 	updates *prometheus.CounterVec
+	limited *prometheus.CounterVec
 }
 
 // New returns the handler.
@@ -100,19 +110,34 @@ func New(o Options) http.Handler {
 	if o.Rate == 0 {
 		o.Rate = 1000
 	}
+	if o.Door == nil {
+		o.Door = limit.Open()
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	a := &api{Options: o, callers: limit.New[string](limit.Rate{PerSecond: o.Rate, Burst: o.Burst}), updates: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "statusrelay_ingestapi_updates_total",
-		Help: "Updates by the status that they were answered with.",
-	}, []string{"code"})}
+	a := &api{
+		Options: o,
+		callers: limit.New[string](limitUpdates, limit.Rate{PerSecond: o.Rate, Burst: o.Burst}),
+		updates: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "statusrelay_ingestapi_updates_total",
+			Help: "Updates by the status that they were answered with.",
+		}, []string{"code"}),
+		limited: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "statusrelay_ingestapi_limited_total",
+			Help: "Requests answered 429, by the limit that was reached: updates (of a caller), address, failures (too many bad credentials from an address).",
+		}, []string{"limit"}),
+	}
+	a.told = limit.NewPolicies(a.callers.Policy(), a.Door.Policy())
+	for _, name := range []string{limitUpdates, limit.OfAddress, limit.OfFailures} {
+		a.limited.WithLabelValues(name) // there from the start: an alert can ask for its rate
+	}
 	a.room = newRoom(o.MaxInFlight)
 	if o.Metrics != nil {
-		o.Metrics.MustRegister(a.updates, a.room.refused, a.room.gauge())
+		o.Metrics.MustRegister(a.updates, a.limited, a.room.refused, a.room.gauge())
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/v1/updates", a.serve)
@@ -134,8 +159,18 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 		problem.Write(w, problem.MethodNotAllowed())
 		return
 	}
+	from := limit.Address(r)
+	quota, err := a.Door.Admit(from, a.Now())
+	a.told.Tell(w.Header(), quota)
+	if err != nil {
+		a.refuse(w, r, err)
+		return
+	}
 	who, err := auth.Authenticate(r, a.Verify)
 	if err != nil {
+		if auth.IsGuess(err) {
+			a.Door.Failed(from, a.Now())
+		}
 		a.refuse(w, r, err)
 		return
 	}
@@ -166,10 +201,13 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 		a.refuse(w, r, err)
 		return
 	}
-	if wait := a.callers.Take(who.Issuer+" "+who.Subject, len(documents), a.Now()); wait > 0 {
-		problem.Write(w, problem.TooMany(wait))
+	updates, err := a.callers.Take(who.Issuer+" "+who.Subject, len(documents), a.Now())
+	if err != nil {
+		a.told.Tell(w.Header(), updates)
+		a.refuse(w, r, err)
 		return
 	}
+	a.told.Tell(w.Header(), limit.Nearest(updates, quota))
 	a.answer(w, a.publish(r, who, documents))
 }
 
@@ -208,6 +246,9 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	if errors.Is(err, errNoRoom) {
 		p.RetryAfter = a.retryAfter()
+	}
+	if reached := (*limit.Error)(nil); errors.As(err, &reached) {
+		a.limited.WithLabelValues(reached.Limit).Inc()
 	}
 	problem.Write(w, p)
 }

@@ -18,6 +18,7 @@ import (
 	"statusrelay/internal/apitest"
 	"statusrelay/internal/auth"
 	"statusrelay/internal/ingestapi"
+	"statusrelay/internal/limit"
 	"statusrelay/internal/policy"
 	"statusrelay/internal/status"
 )
@@ -103,7 +104,13 @@ func verify(_ context.Context, token string) (*auth.Principal, error) {
 
 // post makes a request as a caller. Headers are names and values in turn.
 func (a *api) post(caller, body string, headers ...string) *httptest.ResponseRecorder {
+	return a.postFrom("192.0.2.1:1234", caller, body, headers...)
+}
+
+// postFrom makes one from an address.
+func (a *api) postFrom(address, caller, body string, headers ...string) *httptest.ResponseRecorder {
 	r := httptest.NewRequest(http.MethodPost, "/v1/updates", strings.NewReader(body))
+	r.RemoteAddr = address
 	r.Header.Set("Authorization", "Bearer "+caller)
 	for i := 0; i < len(headers); i += 2 {
 		r.Header.Set(headers[i], headers[i+1])
@@ -431,14 +438,119 @@ func TestLimitsAreConfigurable(t *testing.T) {
 	if got, want := a.ids(), []string{"mine/a"}; !slices.Equal(got, want) {
 		t.Errorf("published %v, want %v", got, want)
 	}
+	if n := counted(t, registry, "updates_total", "202"); n != 1 {
+		t.Errorf("counted %v updates, want 1", n)
+	}
+}
+
+// counted is the value of a counter with a label's value.
+func counted(t *testing.T, registry *prometheus.Registry, name, label string) float64 {
+	t.Helper()
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range families {
-		if f.GetName() == "statusrelay_ingestapi_updates_total" && f.GetMetric()[0].GetCounter().GetValue() == 1 {
-			return
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "statusrelay_ingestapi_"+name && m.GetLabel()[0].GetValue() == label {
+				return m.GetCounter().GetValue()
+			}
 		}
 	}
-	t.Errorf("got metrics %v, want one update counted", families)
+	t.Fatalf("there is no %s of %s", name, label)
+	return 0
+}
+
+// Whoever floods from one address is refused before a token is looked at, whoever they are, and is let in when told to come back.
+func TestH7AddressIsLimitedBeforeAuthentication(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	registry := prometheus.NewRegistry()
+	a := newAPI(t, func(o *ingestapi.Options) {
+		o.Door, o.Metrics, o.Now = limit.NewDoor(limit.Rate{PerSecond: 1, Burst: 2}, nil), registry, func() time.Time { return now }
+	})
+	post := func(caller, address string) *httptest.ResponseRecorder {
+		return a.postFrom(address, caller, `{"hub":"team","instanceId":"a"}`)
+	}
+	for _, caller := range []string{"publisher", "unknown-issuer"} {
+		if w := post(caller, "192.0.2.1:1"); w.Code == http.StatusTooManyRequests {
+			t.Errorf("%s: got %d", caller, w.Code)
+		}
+	}
+	for _, caller := range []string{"publisher", "team", "unknown-issuer"} {
+		if w := post(caller, "192.0.2.1:2"); w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") == "" {
+			t.Errorf("%s: got %d with Retry-After %q, want 429 with one", caller, w.Code, w.Header().Get("Retry-After"))
+		}
+	}
+	if w := post("publisher", "192.0.2.2:1"); w.Code != http.StatusAccepted {
+		t.Errorf("from elsewhere: got %d", w.Code)
+	}
+	refused := post("publisher", "192.0.2.1:3")
+	wait, err := time.ParseDuration(refused.Header().Get("Retry-After") + "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(wait)
+	if w := post("publisher", "192.0.2.1:4"); w.Code != http.StatusAccepted {
+		t.Errorf("who has waited: got %d", w.Code)
+	}
+	if n := counted(t, registry, "limited_total", "address"); n != 4 {
+		t.Errorf("counted %v, want 4", n)
+	}
+}
+
+// While too many credentials from an address prove nothing, nobody from there is let in. One that is too old, or none, is no guess.
+func TestGuessingIsSlowedDown(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	registry := prometheus.NewRegistry()
+	a := newAPI(t, func(o *ingestapi.Options) {
+		o.Door, o.Metrics, o.Now = limit.NewDoor(limit.Rate{}, limit.NewFailures(limit.Rate{PerSecond: 1, Burst: 3})), registry, func() time.Time { return now }
+	})
+	post := func(caller, address string) int {
+		return a.postFrom(address, caller, `{"hub":"team","instanceId":"a"}`).Code
+	}
+	for range 10 {
+		if got := post("expired", "192.0.2.1:1"); got != http.StatusUnauthorized {
+			t.Fatalf("got %d", got)
+		}
+	}
+	for range 3 {
+		if got := post("unknown-issuer", "192.0.2.1:1"); got != http.StatusUnauthorized {
+			t.Fatalf("got %d", got)
+		}
+	}
+	for _, caller := range []string{"unknown-issuer", "publisher"} {
+		if got := post(caller, "192.0.2.1:1"); got != http.StatusTooManyRequests {
+			t.Errorf("%s: got %d, want 429", caller, got)
+		}
+	}
+	if got := post("publisher", "192.0.2.2:1"); got != http.StatusAccepted {
+		t.Errorf("from elsewhere: got %d", got)
+	}
+	now = now.Add(time.Second)
+	if got := post("publisher", "192.0.2.1:1"); got != http.StatusAccepted {
+		t.Errorf("a second later: got %d", got)
+	}
+	if n := counted(t, registry, "limited_total", "failures"); n != 2 {
+		t.Errorf("counted %v, want 2", n)
+	}
+}
+
+// Every answer to who is known tells what is left of the rate that is nearest to its end.
+func TestH8QuotaIsTold(t *testing.T) {
+	now := time.Unix(1_700_000_000, 0)
+	a := newAPI(t, func(o *ingestapi.Options) {
+		o.Rate, o.Burst, o.Door, o.Now = 2, 10, limit.NewDoor(limit.Rate{PerSecond: 1, Burst: 6}, nil), func() time.Time { return now }
+	})
+	for _, c := range []struct{ caller, body, want string }{
+		{"publisher", `{"instanceId":"a"}`, `"address";r=5;t=1`},
+		{"publisher", strings.Repeat(`{"instanceId":"a"}`+"\n", 5), `"updates";r=4;t=3`},
+		{"publisher", strings.Repeat(`{"instanceId":"a"}`+"\n", 5), `"updates";r=0;t=1`}, // refused
+		{"unknown-issuer", "", `"address";r=2;t=4`},
+		{"publisher", "rubbish", `"address";r=1;t=5`},
+	} {
+		h := a.post(c.caller, c.body).Header()
+		if got, policy := h.Get("RateLimit"), h.Get("RateLimit-Policy"); got != c.want || policy != `"updates";q=10;w=5, "address";q=6;w=6` {
+			t.Errorf("%s: got %s of %s, want %s", c.body, got, policy, c.want)
+		}
+	}
 }

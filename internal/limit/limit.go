@@ -6,10 +6,14 @@
 //
 // Use:
 //
-//	callers := limit.New[string](limit.PerSecond(1000))
-//	if wait := callers.Take(name, 1, time.Now()); wait > 0 {
-//		return &limit.Error{Limit: "caller", RetryAfter: wait}
-//	}
+//	door := limit.NewDoor(limit.PerSecond(50_000), failures) // for everybody, before it is known who asks
+//	quota, err := door.Admit(limit.Address(request), time.Now())
+//	…
+//	callers := limit.New[string]("caller", limit.PerSecond(1000))
+//	quota, err = callers.Take(name, 1, time.Now())
+//	…
+//	told := limit.NewPolicies(door.Policy(), callers.Policy())
+//	told.Tell(w.Header(), quota) // the fields RateLimit and RateLimit-Policy
 package limit
 
 import (
@@ -41,12 +45,14 @@ func PerSecond(n float64) Rate { return Rate{PerSecond: n} }
 
 // Buckets are a token bucket for each key. A nil one has no limit.
 type Buckets[K comparable] struct {
-	rate  Rate
-	byKey *lru.Cache[K, *rate.Limiter]
+	name   string
+	rate   Rate
+	shared bool
+	byKey  *lru.Cache[K, *rate.Limiter]
 }
 
-// New returns buckets, all of them full; or nil, if the rate is no limit.
-func New[K comparable](r Rate) *Buckets[K] {
+// New returns buckets, all of them full; or nil, if the rate is no limit. The name is that of the limit, for its Error and its Quota.
+func New[K comparable](name string, r Rate) *Buckets[K] {
 	if r.PerSecond <= 0 {
 		return nil
 	}
@@ -57,7 +63,16 @@ func New[K comparable](r Rate) *Buckets[K] {
 	if err != nil {
 		panic(err) // of a size that is not positive
 	}
-	return &Buckets[K]{rate: r, byKey: byKey}
+	return &Buckets[K]{name: name, rate: r, byKey: byKey}
+}
+
+// NewShared is New for keys that many have together: those who are refused are told to come back at different times.
+func NewShared[K comparable](name string, r Rate) *Buckets[K] {
+	b := New[K](name, r)
+	if b != nil {
+		b.shared = true
+	}
+	return b
 }
 
 func (b *Buckets[K]) of(key K) *rate.Limiter {
@@ -71,18 +86,41 @@ func (b *Buckets[K]) of(key K) *rate.Limiter {
 	return fresh
 }
 
-// Take takes n tokens from a key's bucket, and returns 0; or it takes none, and returns how long it takes until there are as
-// many. More than the burst is let in when the bucket is full: no waiting would ever make room for it.
-func (b *Buckets[K]) Take(key K, n int, now time.Time) (wait time.Duration) {
+// Take takes n tokens from a key's bucket, and returns what is left there; or it takes none, and returns an Error that says how long it
+// takes until there are as many. More than the burst is let in when the bucket is full: no waiting would ever make room for it.
+func (b *Buckets[K]) Take(key K, n int, now time.Time) (Quota, error) {
 	if b == nil {
-		return 0
+		return Quota{}, nil
 	}
 	l := b.of(key)
 	n = min(n, b.rate.Burst)
-	if l.AllowN(now, n) {
-		return 0
+	if !l.AllowN(now, n) {
+		return b.refuse(l, n, now)
 	}
-	return b.until(l, n, now)
+	left := max(l.TokensAt(now), 0)
+	return Quota{b.name, int(left), time.Duration((float64(b.rate.Burst) - left) / b.rate.PerSecond * float64(time.Second))}, nil
+}
+
+// Check is a Take that takes nothing.
+func (b *Buckets[K]) Check(key K, n int, now time.Time) (Quota, error) {
+	if b == nil {
+		return Quota{}, nil
+	}
+	l, ok := b.byKey.Get(key)
+	if n = min(n, b.rate.Burst); !ok || l.TokensAt(now) >= float64(n) {
+		return Quota{}, nil
+	}
+	return b.refuse(l, n, now)
+}
+
+// refuse says when there will be n tokens: and not now, since whoever asks was refused.
+func (b *Buckets[K]) refuse(l *rate.Limiter, n int, now time.Time) (Quota, error) {
+	missing := float64(n) - l.TokensAt(now)
+	wait := max(time.Duration(missing/b.rate.PerSecond*float64(time.Second)), 1)
+	if b.shared {
+		wait = Scattered(wait)
+	}
+	return Quota{b.name, 0, wait}, &Error{Limit: b.name, RetryAfter: wait}
 }
 
 // Charge takes a token that may not be there: the bucket then owes it.
@@ -90,24 +128,6 @@ func (b *Buckets[K]) Charge(key K, now time.Time) {
 	if b != nil {
 		b.of(key).ReserveN(now, 1)
 	}
-}
-
-// Wait is how long it takes until a key's bucket has a token; 0: it has one. It takes none.
-func (b *Buckets[K]) Wait(key K, now time.Time) time.Duration {
-	if b == nil {
-		return 0
-	}
-	l, ok := b.byKey.Get(key)
-	if !ok || l.TokensAt(now) >= 1 {
-		return 0
-	}
-	return b.until(l, 1, now)
-}
-
-// until is when there will be n tokens, and not now, since whoever asks was refused.
-func (b *Buckets[K]) until(l *rate.Limiter, n int, now time.Time) time.Duration {
-	missing := float64(n) - l.TokensAt(now)
-	return max(time.Duration(missing/b.rate.PerSecond*float64(time.Second)), 1)
 }
 
 // An Error says that a limit is reached, and when to come back.

@@ -20,6 +20,7 @@ import (
 	"statusrelay/internal/claim"
 	"statusrelay/internal/documents"
 	"statusrelay/internal/ingestapi"
+	"statusrelay/internal/limit"
 	"statusrelay/internal/redisstore"
 	"statusrelay/internal/servicebus"
 	"statusrelay/internal/shell"
@@ -62,10 +63,11 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 		n.release()
 		return nil, fmt.Errorf("service bus: %w", err)
 	}
+	door := limit.NewDoor(limit.PerSecond(c.Limits.RequestsPerAddress), limit.NewFailures(limit.PerSecond(c.Limits.FailuresPerAddress)))
 	ingest := ingestapi.Options{
 		Verify: n.Verify, Policy: n.Policy, Publish: n.publish, RetryAfter: n.publisher.RetryAfter,
 		DefaultHub: c.DefaultHub, MaxBodyBytes: c.MaxBodyBytes, MaxUpdates: c.MaxUpdates, MaxInFlight: c.MaxInFlight, Rate: c.Rate,
-		Logger: n.Log, Metrics: n.Metrics,
+		Door: door, Logger: n.Log, Metrics: n.Metrics,
 	}
 	if ingest.Claims, err = n.claims(); err != nil {
 		n.release()
@@ -84,7 +86,7 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 	mux.Handle("/v1/eventgrid", eventgrid.New(eventgrid.Options{
 		Verify: n.Verify, Policy: n.Policy, Publish: n.publishEvents, Hubs: hubs, Hold: c.EventGrid.Hold,
 		MaxBodyBytes: c.EventGrid.MaxBodyBytes, MaxEvents: c.EventGrid.MaxEvents, Rate: c.Rate,
-		Logger: n.Log, Metrics: n.Metrics,
+		Door: door, Logger: n.Log, Metrics: n.Metrics,
 	}))
 	documents.Handle(mux)
 	n.public = n.NewPublicServer(mux)

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"statusrelay/internal/limit"
 	"statusrelay/internal/redisstore"
 	"statusrelay/internal/status"
 	"statusrelay/internal/storetest"
@@ -230,13 +231,14 @@ func BenchmarkSocketsEnter(b *testing.B) {
 			}
 			defer s.Close()
 			sockets := s.Sockets(redisstore.SocketsOptions{})
+			place := func(caller string) limit.Place { return limit.Place{Limit: "sockets", Of: caller, Most: 1000} }
 			ctx, stop := context.WithCancel(b.Context())
 			ended := make(chan error, 1)
 			go func() { ended <- sockets.Run(ctx) }()
 			b.SetParallelism(max(handshakes/runtime.GOMAXPROCS(0), 1))
 			if handshakes == 1 {
 				for i := 0; b.Loop(); i++ {
-					if err := sockets.Enter(ctx, strconv.Itoa(i), 1000); err != nil {
+					if _, err := sockets.Enter(ctx, place(strconv.Itoa(i))); err != nil {
 						b.Fatal(err)
 					}
 				}
@@ -244,7 +246,7 @@ func BenchmarkSocketsEnter(b *testing.B) {
 				var callers atomic.Int64
 				b.RunParallel(func(pb *testing.PB) {
 					for pb.Next() {
-						if err := sockets.Enter(ctx, strconv.FormatInt(callers.Add(1), 10), 1000); err != nil {
+						if _, err := sockets.Enter(ctx, place(strconv.FormatInt(callers.Add(1), 10))); err != nil {
 							b.Error(err)
 						}
 					}

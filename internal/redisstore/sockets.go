@@ -26,9 +26,11 @@ const (
 	// socketsPause is how long Redis is left alone when it did not answer: meanwhile
 	// nobody waits for it.
 	socketsPause = 2 * time.Second
-	// maxDue bounds how many callers are remembered who have left while Redis does not
-	// answer. What it is not told ends with its lease.
+	// maxDue bounds how many holders are remembered who have left while Redis does
+	// not answer. What it is not told ends with its lease.
 	maxDue = 1 << 16
+	// maxPlaces bounds how many places one socket takes.
+	maxPlaces = 3
 )
 
 // SocketsOptions configure Sockets.
@@ -38,12 +40,14 @@ type SocketsOptions struct {
 	Lease time.Duration
 }
 
-// Sockets counts the sockets of each caller on all replicas: a replica asks Redis
-// before it opens one, tells it soon when one has closed, and renews all of its
-// counts in intervals, so that those of a replica that died end with their lease.
-// One goroutine asks for all who wait, in one pipeline.
+// Sockets counts the sockets of callers, and of whatever else has only so many
+// places, on all replicas: a replica asks Redis before it opens one, tells it soon
+// when one has closed, and renews all of its counts in intervals, so that those of
+// a replica that died end with their lease. One goroutine asks for all who wait, in
+// one pipeline. A socket takes all of its places, or none: what Redis has counted for
+// one that is refused elsewhere is given back with the next round trip.
 //
-// While Redis does not answer, a replica lets in as many as a caller may have in
+// While Redis does not answer, a replica lets in as many as there are places in
 // all: for that time the limit is one of each replica. When Redis is back it is
 // told what came of it.
 type Sockets struct {
@@ -54,29 +58,36 @@ type Sockets struct {
 	wake    chan struct{}
 
 	mu       sync.Mutex
-	held     map[callerID]int         // guarded by mu: what this replica has, without those whose count is zero
-	due      map[callerID]struct{}    // guarded by mu: what Redis is to be told
-	entering map[callerID][]*entrance // guarded by mu: who waits
-	alone    time.Time                // guarded by mu: until when Redis is not to be asked
-	ended    bool                     // guarded by mu: nobody asks Redis any more
+	held     map[holderID]int      // guarded by mu: what this replica has, without those whose count is zero
+	due      map[holderID]struct{} // guarded by mu: what Redis is to be told
+	entering []*entrance           // guarded by mu: who waits, in the order in which they came
+	alone    time.Time             // guarded by mu: until when Redis is not to be asked
+	ended    bool                  // guarded by mu: nobody asks Redis any more
 
 	failing bool // owned by Run: Redis did not answer the last time
 }
 
-// A callerID is a hash of a caller's name: names have any length and any content,
-// and Redis need not know them.
-type callerID [16]byte
+// A holderID is a hash of who has a place, and under which limit: names have any
+// length and any content, and Redis need not know them.
+type holderID [16]byte
 
-func callerIDOf(caller string) callerID {
-	sum := sha256.Sum256([]byte(caller))
-	return callerID(sum[:len(callerID{})])
+func holderIDOf(p limit.Place) holderID {
+	sum := sha256.Sum256([]byte(p.Limit + "\x00" + p.Of))
+	return holderID(sum[:len(holderID{})])
+}
+
+// A demand is one place that a socket is to take.
+type demand struct {
+	holder holderID
+	most   int
+	limit  string
 }
 
 // An entrance is one socket that is to be counted.
 type entrance struct {
-	most   int
-	answer chan error // has room for one
-	gone   bool       // guarded by mu: nobody waits for the answer
+	demands []demand
+	answer  chan error // has room for one
+	gone    bool       // guarded by mu: nobody waits for the answer
 }
 
 // Sockets returns a counter that has counted nothing yet.
@@ -87,24 +98,45 @@ func (s *Store) Sockets(o SocketsOptions) *Sockets {
 	return &Sockets{
 		store: s, lease: o.Lease, replica: rand.Text(), script: scriptName(socketsScript),
 		wake: make(chan struct{}, 1),
-		held: make(map[callerID]int), due: make(map[callerID]struct{}), entering: make(map[callerID][]*entrance),
+		held: make(map[holderID]int), due: make(map[holderID]struct{}),
 	}
 }
 
-// Enter counts one more socket of a caller, or returns a limit.Error when there
-// are as many as there may be, and a status.ErrUnavailable when ctx ends before
-// that is known. Run must be running.
-func (s *Sockets) Enter(ctx context.Context, caller string, most int) error {
-	id, e := callerIDOf(caller), &entrance{most: most, answer: make(chan error, 1)}
-	s.mu.Lock()
-	if s.ended || time.Now().Before(s.alone) || s.held[id] >= most {
-		err := s.enterHere(id, most)
-		s.mu.Unlock()
-		return err
+// Enter counts one more socket in each of the places, three at most, and returns what
+// undoes that, which does not wait. Or it returns a limit.Error when one of them has
+// as many as there may be, and a status.ErrUnavailable when ctx ends before that is
+// known; then it has counted nothing. Run must be running.
+func (s *Sockets) Enter(ctx context.Context, places ...limit.Place) (leave func(), err error) {
+	if len(places) > maxPlaces {
+		return nil, fmt.Errorf("count a socket: %d places", len(places))
 	}
-	s.entering[id] = append(s.entering[id], e)
-	s.mu.Unlock()
-	s.nudge()
+	e := &entrance{demands: make([]demand, len(places)), answer: make(chan error, 1)}
+	for i, p := range places {
+		e.demands[i] = demand{holderIDOf(p), p.Most, p.Limit}
+	}
+	s.mu.Lock()
+	if s.ended || time.Now().Before(s.alone) || s.full(e) != "" {
+		err = s.enterHere(e)
+		s.mu.Unlock()
+	} else {
+		s.entering = append(s.entering, e)
+		s.mu.Unlock()
+		s.nudge()
+		err = s.wait(ctx, e)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var held [maxPlaces]holderID // which is all that a socket has to remember
+	for i, d := range e.demands {
+		held[i] = d.holder
+	}
+	n := len(e.demands)
+	return func() { s.leave(held[:n]) }, nil
+}
+
+// wait waits for the answer to an entrance.
+func (s *Sockets) wait(ctx context.Context, e *entrance) error {
 	select {
 	case err := <-e.answer:
 		return err
@@ -121,32 +153,49 @@ func (s *Sockets) Enter(ctx context.Context, caller string, most int) error {
 	}
 }
 
+// full names the first limit that this replica alone has reached, or "". It needs mu.
+func (s *Sockets) full(e *entrance) string {
+	for _, d := range e.demands {
+		if s.held[d.holder] >= d.most {
+			return d.limit
+		}
+	}
+	return ""
+}
+
 // enterHere counts without asking Redis. It needs mu.
-func (s *Sockets) enterHere(id callerID, most int) error {
-	if s.held[id] >= most {
-		return &limit.Error{Limit: "sockets", RetryAfter: limit.Scattered(time.Second)}
+func (s *Sockets) enterHere(e *entrance) error {
+	if full := s.full(e); full != "" {
+		return tooManySockets(full)
 	}
 	s.store.metrics.unshared.Inc()
-	s.held[id]++
-	s.owe(id)
+	for _, d := range e.demands {
+		s.held[d.holder]++
+		s.owe(d.holder)
+	}
 	return nil
 }
 
+func tooManySockets(name string) error {
+	return &limit.Error{Limit: name, RetryAfter: limit.Scattered(time.Second)}
+}
+
 // owe has Redis told of a count. It needs mu.
-func (s *Sockets) owe(id callerID) {
+func (s *Sockets) owe(id holderID) {
 	if s.held[id] > 0 || len(s.due) < maxDue {
 		s.due[id] = struct{}{}
 	}
 }
 
-// Leave undoes an Enter. It does not wait.
-func (s *Sockets) Leave(caller string) {
-	id := callerIDOf(caller)
+// leave counts one less of each.
+func (s *Sockets) leave(holders []holderID) {
 	s.mu.Lock()
-	if s.held[id]--; s.held[id] <= 0 {
-		delete(s.held, id)
+	for _, id := range holders {
+		if s.held[id]--; s.held[id] <= 0 {
+			delete(s.held, id)
+		}
+		s.owe(id)
 	}
-	s.owe(id)
 	s.mu.Unlock()
 	s.nudge()
 }
@@ -211,41 +260,57 @@ func (s *Sockets) end() {
 
 // admitAll lets in who waits, as far as this replica can tell. It needs mu.
 func (s *Sockets) admitAll() {
-	for id, all := range s.entering {
-		s.answerHere(id, all)
+	for _, e := range s.entering {
+		s.answerHere(e)
 	}
-	clear(s.entering)
+	s.entering = nil
 }
 
 // answerHere answers without Redis. It needs mu.
-func (s *Sockets) answerHere(id callerID, all []*entrance) {
-	for _, e := range all {
-		if !e.gone {
-			e.answer <- s.enterHere(id, e.most)
-		}
+func (s *Sockets) answerHere(e *entrance) {
+	if !e.gone {
+		e.answer <- s.enterHere(e)
 	}
 }
 
-// A count is what Redis is told of one caller, and asked.
+// A count is what Redis is told of one holder, and asked.
 type count struct {
-	id       callerID
-	have     int
-	entering []*entrance
-	granted  int
-	err      error
+	id         holderID
+	have       int
+	want, most int
+	granted    int // of those, how many are left to give
+	err        error
+}
+
+// A round is what is sent to Redis in one pipeline.
+type round struct {
+	counts   []*count
+	byHolder map[holderID]*count
+	entering []*entrance // for whom it asks
+}
+
+// of is the count of a holder in a round. It needs the mu of the sockets.
+func (r *round) of(s *Sockets, id holderID) *count {
+	c := r.byHolder[id]
+	if c == nil {
+		c = &count{id: id, have: s.held[id]}
+		r.counts, r.byHolder[id] = append(r.counts, c), c
+		delete(s.due, id)
+	}
+	return c
 }
 
 // pass asks for all who wait and tells all that is due, in pipelines of bounded size.
 // Nobody else raises counts meanwhile.
 func (s *Sockets) pass(ctx context.Context) {
 	for {
-		counts := s.next()
-		if len(counts) == 0 {
+		r := s.next()
+		if len(r.counts) == 0 {
 			return
 		}
-		unknown := s.send(ctx, counts, "evalsha", s.script)
+		unknown := s.send(ctx, r.counts, "evalsha", s.script)
 		s.send(ctx, unknown, "eval", socketsScript)
-		err := s.settle(counts)
+		err := s.settle(r)
 		if err != nil && !s.failing && ctx.Err() == nil {
 			s.store.options.Logger.Warn("sockets are not counted across replicas", "error", err)
 		}
@@ -254,29 +319,32 @@ func (s *Sockets) pass(ctx context.Context) {
 }
 
 // next takes what is to be sent, those who wait first.
-func (s *Sockets) next() []*count {
+func (s *Sockets) next() *round {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	r := &round{byHolder: make(map[holderID]*count)}
 	if time.Now().Before(s.alone) {
-		return nil
+		return r
 	}
-	var counts []*count
-	for id, all := range s.entering {
-		if len(counts) == maxCommands {
-			return counts
+	n := 0
+	for ; n < len(s.entering) && len(r.counts)+maxPlaces <= maxCommands; n++ {
+		for _, d := range s.entering[n].demands {
+			c := r.of(s, d.holder)
+			c.want, c.most = c.want+1, d.most
 		}
-		counts = append(counts, &count{id: id, have: s.held[id], entering: all})
-		delete(s.entering, id)
-		delete(s.due, id)
+	}
+	if r.entering = s.entering[:n:n]; n == len(s.entering) {
+		s.entering = nil
+	} else {
+		s.entering = s.entering[n:]
 	}
 	for id := range s.due {
-		if len(counts) == maxCommands {
+		if len(r.counts) == maxCommands {
 			break
 		}
-		counts = append(counts, &count{id: id, have: s.held[id]})
-		delete(s.due, id)
+		r.of(s, id)
 	}
-	return counts
+	return r
 }
 
 // send runs the script for each and returns those for which Redis did not know it
@@ -290,11 +358,7 @@ func (s *Sockets) send(ctx context.Context, counts []*count, command, script str
 	pipe := s.store.client.Pipeline()
 	commands := make([]*redis.Cmd, len(counts))
 	for i, c := range counts {
-		most := 0
-		if len(c.entering) > 0 {
-			most = c.entering[0].most
-		}
-		commands[i] = pipe.Do(ctx, command, script, 1, s.name(c.id), s.replica, c.have, len(c.entering), most, s.lease.Milliseconds())
+		commands[i] = pipe.Do(ctx, command, script, 1, s.name(c.id), s.replica, c.have, c.want, c.most, s.lease.Milliseconds())
 	}
 	_, failure := pipe.Exec(ctx)
 	for i, c := range counts {
@@ -311,17 +375,22 @@ func (s *Sockets) send(ctx context.Context, counts []*count, command, script str
 
 // settle takes what Redis has answered, and returns the error for which it is not
 // to be asked for a while.
-func (s *Sockets) settle(counts []*count) (err error) {
+func (s *Sockets) settle(r *round) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, c := range counts {
-		if c.err == nil {
-			s.admit(c)
-			continue
+	for _, c := range r.counts {
+		if c.err != nil {
+			err = c.err
+			s.owe(c.id)
 		}
-		err = c.err
-		s.answerHere(c.id, c.entering)
-		s.owe(c.id)
+	}
+	for _, e := range r.entering {
+		s.admit(r, e)
+	}
+	for _, c := range r.counts {
+		if c.granted > 0 { // for those who are gone, or were refused a place elsewhere
+			s.owe(c.id)
+		}
 	}
 	if err != nil {
 		s.alone = time.Now().Add(socketsPause)
@@ -330,28 +399,30 @@ func (s *Sockets) settle(counts []*count) (err error) {
 	return err
 }
 
-// admit lets in as many as Redis has counted, in the order in which they came. It
-// needs mu.
-func (s *Sockets) admit(c *count) {
-	left := c.granted
-	for _, e := range c.entering {
-		switch {
-		case e.gone:
-		case left > 0:
-			left--
-			s.held[c.id]++
-			e.answer <- nil
-		default:
-			e.answer <- &limit.Error{Limit: "sockets", RetryAfter: limit.Scattered(time.Second)}
+// admit lets a socket in if Redis has counted it in all of its places. It needs mu.
+func (s *Sockets) admit(r *round, e *entrance) {
+	if e.gone {
+		return
+	}
+	for _, d := range e.demands {
+		switch c := r.byHolder[d.holder]; {
+		case c.err != nil:
+			s.answerHere(e)
+			return
+		case c.granted <= 0:
+			e.answer <- tooManySockets(d.limit)
+			return
 		}
 	}
-	if left > 0 { // for those who are gone
-		s.owe(c.id)
+	for _, d := range e.demands {
+		r.byHolder[d.holder].granted--
+		s.held[d.holder]++
 	}
+	e.answer <- nil
 }
 
-// name is the name of a caller's leases. It has no brace, and so is never that of an
+// name is the name of a holder's leases. It has no brace, and so is never that of an
 // instance or an index.
-func (s *Sockets) name(id callerID) string {
+func (s *Sockets) name(id holderID) string {
 	return s.store.options.Prefix + ":sockets:" + base64.RawURLEncoding.EncodeToString(id[:])
 }

@@ -1,7 +1,7 @@
--- Counts the sockets of one caller, and says how many more a replica may open.
+-- Counts the sockets of one holder of places, such as a caller, and says how many more a replica may open.
 -- Each replica's count is a lease: who dies no longer counts when it has ended.
 --
--- KEYS[1]  the caller's leases: a hash of "end count" by replica, where end is in
+-- KEYS[1]  the holder's leases: a hash of "end count" by replica, where end is in
 --          milliseconds of this server's clock
 -- ARGV[1]  the replica
 -- ARGV[2]  how many it has

@@ -17,9 +17,9 @@
 //     by the next update.
 //   - Follow notices a subscription that broke or fell silent, subscribes again
 //     and reports the gap.
-//   - Sockets counts the sockets of each caller on all replicas. Those of a replica
-//     that died count no longer than a minute; while Redis is away each replica
-//     counts for itself.
+//   - Sockets counts the sockets of each caller, tenant and address on all replicas.
+//     Those of a replica that died count no longer than a minute; while Redis is away
+//     each replica counts for itself.
 //   - Announce and Interested have all replicas tell all bridges which instances
 //     somebody wants: a bounded number, each for a bounded time.
 //   - Swap is a memory of events for package claim, and Stamp gives positions to updates
@@ -35,7 +35,7 @@
 //	go store.Sweep(ctx)
 //	sockets := store.Sockets(redisstore.SocketsOptions{})
 //	go sockets.Run(ctx)
-//	err = sockets.Enter(ctx, caller, 1000)
+//	leave, err := sockets.Enter(ctx, limit.Place{Limit: "sockets", Of: caller, Most: 1000})
 //	err = store.Announce(ctx, keys, time.Now().Add(time.Minute))
 //	ids, err := store.Interested(ctx, hub)
 //	mine, err := store.Lease(ctx, "bridge", replica, time.Minute)
@@ -50,8 +50,8 @@
 // The instances of a hub that somebody wants are a sorted set {prefix}:interest:{hub}.
 // The channel of each has the same name. Tickets are {prefix}:ticket:id, leases
 // {prefix}:lease:name;
-// {prefix}:sockets:hash are the leases of a caller's sockets, {prefix}:event:hash is what is
-// known of an event, {prefix}:stamp:{hub/id} the last position that was given, and
+// {prefix}:sockets:hash are the leases of the sockets of a caller, a tenant or an address,
+// {prefix}:event:hash is what is known of an event, {prefix}:stamp:{hub/id} the last position that was given, and
 // {prefix}:sweep says that the indexes were swept in this interval. It works with Redis 6 and newer: standalone, Sentinel, Cluster.
 package redisstore
 

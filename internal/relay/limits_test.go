@@ -18,6 +18,9 @@ func TestLimitsAreChecked(t *testing.T) {
 		"handshakes_per_address": func(l *relay.Limits) { l.HandshakesPerAddress = -0.1 },
 		"handshakes":             func(l *relay.Limits) { l.Handshakes = -1 },
 		"sockets_per_caller":     func(l *relay.Limits) { l.SocketsPerCaller = -1 },
+		"requests_per_tenant":    func(l *relay.Limits) { l.RequestsPerTenant = -1 },
+		"sockets_per_tenant":     func(l *relay.Limits) { l.SocketsPerTenant = -1 },
+		"sockets_per_address":    func(l *relay.Limits) { l.SocketsPerAddress = -1 },
 	} {
 		c.Limits = relay.Limits{} // none is a choice
 		if err := c.Validate(); strings.Contains(err.Error(), "limits.") {
@@ -26,6 +29,12 @@ func TestLimitsAreChecked(t *testing.T) {
 		wrong(&c.Limits)
 		if err := c.Validate(); !strings.Contains(err.Error(), "limits."+key+": ") || strings.Count(err.Error(), "limits.") != 1 {
 			t.Errorf("%s: got %v", key, err)
+		}
+	}
+	for _, l := range []relay.Limits{{RequestsPerTenant: 1}, {SocketsPerTenant: 1}} {
+		c.Limits = l
+		if err := c.Validate(); !strings.Contains(err.Error(), "limits.tenant_claim: required") {
+			t.Errorf("%+v: got %v", l, err)
 		}
 	}
 }

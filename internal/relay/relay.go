@@ -159,7 +159,7 @@ func (r *Relay) routes(pages http.Handler) http.Handler {
 			AllowedOrigins: r.config.Origins,
 			AllowedMethods: []string{http.MethodGet, http.MethodHead, http.MethodPost},
 			AllowedHeaders: []string{"Authorization", "Content-Type", "If-None-Match", "Prefer", "Last-Event-ID", "Traceparent"},
-			ExposedHeaders: []string{"ETag", "Location", "Retry-After", "Preference-Applied"},
+			ExposedHeaders: []string{"ETag", "Location", "Retry-After", "Preference-Applied", "RateLimit", "RateLimit-Policy"},
 			MaxAge:         600,
 		}).Handler(api)
 	}

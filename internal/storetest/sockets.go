@@ -26,6 +26,9 @@ type counting struct {
 	*redisstore.Sockets
 	stop func() // as a replica stops
 	die  func() // as one that is killed: Redis hears nothing more
+
+	mu     sync.Mutex
+	leaves map[string][]func() // guarded by mu: of each caller's sockets
 }
 
 func count(t *testing.T, addr string, lease time.Duration, change ...func(*redisstore.Options)) *counting {
@@ -38,7 +41,7 @@ func count(t *testing.T, addr string, lease time.Duration, change ...func(*redis
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &counting{Sockets: s.Sockets(redisstore.SocketsOptions{Lease: lease})}
+	c := &counting{Sockets: s.Sockets(redisstore.SocketsOptions{Lease: lease}), leaves: map[string][]func(){}}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()
@@ -60,8 +63,22 @@ func count(t *testing.T, addr string, lease time.Duration, change ...func(*redis
 
 // name is what Redis calls a caller's leases.
 func (c *counting) name(caller string) string {
-	sum := sha256.Sum256([]byte(caller))
+	sum := sha256.Sum256([]byte("sockets\x00" + caller))
 	return "statusrelay:sockets:" + base64.RawURLEncoding.EncodeToString(sum[:16])
+}
+
+// ofCaller is one of a caller's places.
+func ofCaller(caller string, most int) limit.Place {
+	return limit.Place{Limit: "sockets", Of: caller, Most: most}
+}
+
+// Leave closes one of a caller's sockets.
+func (c *counting) Leave(caller string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.leaves[caller]
+	all[0]()
+	c.leaves[caller] = all[1:]
 }
 
 // may reports whether a caller may open one more.
@@ -69,7 +86,12 @@ func (c *counting) may(t *testing.T, caller string, most int) bool {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	err := c.Enter(ctx, caller, most)
+	leave, err := c.Enter(ctx, ofCaller(caller, most))
+	if err == nil {
+		c.mu.Lock()
+		c.leaves[caller] = append(c.leaves[caller], leave)
+		c.mu.Unlock()
+	}
 	var reached *limit.Error
 	if err != nil && (!errors.As(err, &reached) || reached.Limit != "sockets" || reached.RetryAfter < time.Second || reached.RetryAfter > 10*time.Second) {
 		t.Fatalf("enter: %v", err)
@@ -326,21 +348,96 @@ func goneEntrantsAreNotCounted(t *testing.T, h Harness) {
 	ctx, leave := context.WithCancel(t.Context())
 	leave()
 	for range 5 {
-		if err := s.Enter(ctx, "alice", 1); !errors.Is(err, status.ErrUnavailable) { // nobody runs it yet
+		if _, err := s.Enter(ctx, ofCaller("alice", 1)); !errors.Is(err, status.ErrUnavailable) { // nobody runs it yet
 			t.Errorf("got %v, want unavailable", err)
 		}
 	}
 	running, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(running) }()
-	if err := s.Enter(t.Context(), "alice", 1); err != nil {
+	if _, err := s.Enter(t.Context(), ofCaller("alice", 1)); err != nil {
 		t.Errorf("got %v", err)
 	}
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
-	if err := s.Enter(t.Context(), "bob", 1); err != nil {
+	if _, err := s.Enter(t.Context(), ofCaller("bob", 1)); err != nil {
 		t.Errorf("after the end: got %v", err)
+	}
+}
+
+// A socket takes its caller's, its tenant's and its address's place together, or none of them: who is refused by one limit
+// costs nobody anything under another, on whatever replica.
+func socketsTakeAllPlacesOrNone(t *testing.T, h Harness) {
+	replicas := []*counting{count(t, h.Addr, time.Hour), count(t, h.Addr, time.Hour)}
+	enter := func(i int, caller, tenant, address string) (leave func(), refusedBy string) {
+		t.Helper()
+		leave, err := replicas[i].Enter(t.Context(), limit.Place{Limit: "sockets", Of: caller, Most: 2},
+			limit.Place{Limit: "tenant_sockets", Of: tenant, Most: 3}, limit.Place{Limit: "address_sockets", Of: address, Most: 4})
+		var reached *limit.Error
+		if err != nil && !errors.As(err, &reached) {
+			t.Fatal(err)
+		}
+		if reached != nil {
+			refusedBy = reached.Limit
+		}
+		return leave, refusedBy
+	}
+	var leaves []func()
+	for i, step := range []struct{ caller, tenant, address, refusedBy string }{
+		{"alice", "t", "a", ""},
+		{"alice", "t", "a", ""},
+		{"alice", "t", "a", "sockets"},
+		{"alice", "t", "b", "sockets"},
+		{"bob", "t", "a", ""},
+		{"carol", "t", "a", "tenant_sockets"},
+		{"carol", "t", "b", "tenant_sockets"},
+		{"carol", "u", "a", ""},
+		{"carol", "u", "a", "address_sockets"},
+		{"dave", "v", "a", "address_sockets"},
+		{"carol", "u", "b", ""}, // had a refusal cost anything, one of these three would not be there
+		{"erin", "u", "b", ""},
+		{"a", "sockets", "t", ""}, // a name under one limit is not that under another
+	} {
+		var leave func()
+		var refusedBy string
+		soon(t, fmt.Sprintf("step %d, %+v", i, step), func() bool { // when what a refusal had taken elsewhere has been given back
+			leave, refusedBy = enter(i%2, step.caller, step.tenant, step.address)
+			if refusedBy == "" && step.refusedBy != "" {
+				t.Fatalf("step %d, %+v: let in", i, step)
+			}
+			return refusedBy == step.refusedBy
+		})
+		if leave != nil {
+			leaves = append(leaves, leave)
+		}
+	}
+	for _, leave := range leaves {
+		leave()
+	}
+	soon(t, "nothing is left in Redis", func() bool { return keysOf(t, h) == "" })
+
+	var all sync.WaitGroup // at once, by many callers of one tenant: never more, whoever comes when
+	var in atomic.Int32
+	for n := range 60 {
+		all.Go(func() {
+			if _, refusedBy := enter(n%2, fmt.Sprint("caller-", n), "t", fmt.Sprint("address-", n%30)); refusedBy == "" {
+				in.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	if in.Load() > 3 {
+		t.Errorf("two replicas let in %d of a tenant, want 3", in.Load())
+	}
+	for ; in.Load() < 3; in.Add(1) { // what both wanted at once and neither got is there again
+		soon(t, "a place that nobody got is free", func() bool {
+			_, refusedBy := enter(0, fmt.Sprint("late-", in.Load()), "t", "late")
+			return refusedBy == ""
+		})
+	}
+	if _, refusedBy := enter(1, "another", "t", "late"); refusedBy != "tenant_sockets" {
+		t.Errorf("a fourth is refused by %q", refusedBy)
 	}
 }

@@ -84,6 +84,7 @@ func Run(t *testing.T, start func(testing.TB) Harness) {
 	run("OneOfAllSweeps", oneOfAllSweeps)
 	run("TicketsAreTakenOnce", ticketsAreTakenOnce)
 	run("W9SocketsAreCountedTogether", socketsAreCountedTogether)
+	run("W9SocketsTakeAllPlacesOrNone", socketsTakeAllPlacesOrNone)
 	run("W9DeadReplicasSocketsEnd", deadReplicasSocketsEnd)
 	run("StoppedReplicasSocketsEndAtOnce", stoppedReplicasSocketsEndAtOnce)
 	run("AnyCallerIsSafe", anyCallerIsSafe)

@@ -57,7 +57,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.refuseFor(w, r, err)
 		return
 	}
-	if err := s.admit(r.Context(), who); err != nil {
+	leave, err := s.admit(r.Context(), from, who)
+	if err != nil {
 		s.refuseFor(w, r, err)
 		return
 	}
@@ -69,11 +70,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	upgrader.EnableCompression = s.o.Compression && deflates(r.Header.Values("Sec-WebSocket-Extensions"))
 	conn, err := upgrader.Upgrade(w, r, answer)
 	if err != nil {
-		s.release(who)
+		s.release(who, leave)
 		s.log.DebugContext(r.Context(), "websocket handshake", "error", err)
 		return
 	}
-	s.open(conn, from, h.dialect, who)
+	s.open(conn, from, h.dialect, who, leave)
 }
 
 // authenticate returns who sends a handshake, or nil if a later frame may say so. It uses up a ticket.
@@ -201,16 +202,16 @@ func deflates(extensions []string) bool {
 	return false
 }
 
-// admit counts a socket in, before the handshake is answered.
-func (s *Server) admit(ctx context.Context, who *auth.Principal) error {
-	if err := s.place(who); err != nil || who == nil {
-		return err
+// admit counts a socket in, before the handshake is answered. What it returns beside an error is for release.
+func (s *Server) admit(ctx context.Context, from netip.Addr, who *auth.Principal) (leave func(), err error) {
+	if err := s.place(who); err != nil {
+		return nil, err
 	}
-	if err := s.enter(ctx, who); err != nil {
+	if leave, err = s.enter(ctx, &from, who); err != nil {
 		s.displace(who)
-		return err
+		return nil, err
 	}
-	return nil
+	return leave, nil
 }
 
 // place takes one of this server's places.
@@ -234,9 +235,9 @@ func (s *Server) place(who *auth.Principal) error {
 }
 
 // release undoes admit.
-func (s *Server) release(who *auth.Principal) {
-	if who != nil {
-		s.leave(who)
+func (s *Server) release(who *auth.Principal, leave func()) {
+	if leave != nil {
+		leave()
 	}
 	s.displace(who)
 }
@@ -254,9 +255,9 @@ func (s *Server) displace(who *auth.Principal) {
 
 // open makes a socket of a connection and starts to read from it, in a goroutine of its own: the one of the HTTP server
 // has grown a stack, and holds the request and its buffers until the handler returns.
-func (s *Server) open(conn *websocket.Conn, from netip.Addr, d dialect, who *auth.Principal) {
+func (s *Server) open(conn *websocket.Conn, from netip.Addr, d dialect, who *auth.Principal, leave func()) {
 	now := time.Now()
-	so := &socket{server: s, conn: conn, dialect: d, due: now.Add(s.pingPause()).UnixNano()}
+	so := &socket{server: s, conn: conn, dialect: d, leaves: leave, due: now.Add(s.pingPause()).UnixNano()}
 	if who == nil {
 		so.due = now.Add(s.o.AuthTimeout).UnixNano()
 	}
@@ -295,7 +296,7 @@ func (s *Server) remove(so *socket) {
 	delete(s.origins, so)
 	s.mu.Unlock()
 	s.metrics.sockets.Dec()
-	s.release(so.reader.Principal())
+	s.release(so.reader.Principal(), so.leaves)
 }
 
 // refuseFor answers a handshake by the kind of error. The client is told the kind, the log the cause.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,37 +20,44 @@ import (
 
 // census counts sockets in this process.
 type census struct {
-	mu      sync.Mutex
-	callers map[string]int
-	err     error // of the next Enter
+	mu    sync.Mutex
+	count map[string]int // by limit and name
+	err   error          // of the next Enter
 }
 
-func (c *census) Enter(_ context.Context, caller string, most int) error {
+func (c *census) Enter(_ context.Context, places ...limit.Place) (leave func(), err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.err; err != nil {
 		c.err = nil
-		return err
+		return nil, err
 	}
-	if c.callers[caller] >= most {
-		return &limit.Error{Limit: "sockets", RetryAfter: 3 * time.Second}
+	for _, p := range places {
+		if c.count[p.Limit+" "+p.Of] >= p.Most {
+			return nil, &limit.Error{Limit: p.Limit, RetryAfter: 3 * time.Second}
+		}
 	}
-	c.callers[caller]++
-	return nil
-}
-
-func (c *census) Leave(caller string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.callers[caller]--
+	for _, p := range places {
+		c.count[p.Limit+" "+p.Of]++
+	}
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, p := range places {
+			c.count[p.Limit+" "+p.Of]--
+		}
+	}, nil
 }
 
 // of is how many sockets of a caller are counted, once everything has come to rest.
-func (c *census) of(subject string) int {
+func (c *census) of(subject string) int { return c.under("sockets test\x00" + subject) }
+
+// under is how many are counted under a limit and a name.
+func (c *census) under(name string) int {
 	synctest.Wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.callers["test\x00"+subject]
+	return c.count[name]
 }
 
 // at is the header of a handshake from an address.
@@ -127,7 +133,7 @@ func TestW9HandshakesFromOneAddressHaveARate(t *testing.T) {
 
 func TestW9SocketsOfACallerAreBounded(t *testing.T) {
 	metrics := prometheus.NewRegistry()
-	counted := &census{callers: map[string]int{}}
+	counted := &census{count: map[string]int{}}
 	o := wsapi.Options{Sockets: counted, MaxSocketsPerCaller: 2, Metrics: metrics}
 	fake(t, o, func(t *testing.T, w *world) {
 		first := w.as("alice")
@@ -162,9 +168,51 @@ func TestW9SocketsOfACallerAreBounded(t *testing.T) {
 	})
 }
 
+// Those of a tenant, and those from an address, share what there is, whoever they are; a socket counts where it was let in, also
+// when a newer token names another tenant.
+func TestW9SocketsOfATenantAndAnAddressAreBounded(t *testing.T) {
+	metrics := prometheus.NewRegistry()
+	counted := &census{count: map[string]int{}}
+	o := wsapi.Options{Sockets: counted, MaxSocketsPerTenant: 2, MaxSocketsPerAddress: 3, TenantClaim: "sub", Metrics: metrics}
+	fake(t, o, func(t *testing.T, w *world) {
+		here, there := func(h http.Header) http.Header { return at("192.0.2.1:1", h) }, func(h http.Header) http.Header { return at("192.0.2.2:1", h) }
+		first := w.open(here(bearer("alice")))
+		first.wants("welcome")
+		second := w.open(here(http.Header{})) // says who it is later, and counts for its address until then
+		if n := counted.under("address_sockets 192.0.2.1"); n != 2 {
+			t.Errorf("counted %d from the address, want 2", n)
+		}
+		second.send(`{"type":"auth","token":"alice+operator"}`)
+		second.wants("welcome")
+		w.refused("a third of the tenant", there(bearer("alice")))
+		w.open(here(bearer("bob"))).wants("welcome")
+		w.refused("a fourth from the address", here(bearer("carol")))
+		w.refused("also if it does not say who it is", here(http.Header{}))
+		third := w.open(there(http.Header{}))
+		third.send(`{"type":"auth","token":"alice","ref":"1"}`)
+		third.wants("problem ref=1 429", "close 4429")
+		w.open(there(bearer("carol"))).wants("welcome")
+		second.close()
+		first.close()
+		if tenant, address := counted.under("tenant_sockets test\x00alice"), counted.under("address_sockets 192.0.2.1"); tenant != 0 || address != 1 {
+			t.Errorf("two have left: counted %d and %d, want 0 and 1", tenant, address)
+		}
+		w.open(here(bearer("alice"))).wants("welcome")
+		if a, b := limited(t, metrics, "tenant_sockets"), limited(t, metrics, "address_sockets"); a != 2 || b != 2 {
+			t.Errorf("counted %v and %v refusals, want 2 and 2", a, b)
+		}
+		w.end()
+		for name, n := range counted.count {
+			if n != 0 {
+				t.Errorf("all have left: counted %d under %q", n, name)
+			}
+		}
+	})
+}
+
 // What goes wrong on the way leaves nothing counted, here or there.
 func TestRefusedSocketIsNotCounted(t *testing.T) {
-	counted := &census{callers: map[string]int{}}
+	counted := &census{count: map[string]int{}}
 	fake(t, wsapi.Options{Sockets: counted, MaxSocketsPerCaller: 2, MaxSockets: 1}, func(t *testing.T, w *world) {
 		counted.err = errors.New("secret cause")
 		if _, answer, err := w.handshake(bearer("alice")); err == nil || answer.StatusCode != 500 || strings.Contains(body(answer), "secret") {
@@ -196,7 +244,7 @@ func TestRefusedSocketIsNotCounted(t *testing.T) {
 }
 
 func TestGuessingOverWebSocketIsSlowedDown(t *testing.T) {
-	failures := limit.New[netip.Addr](limit.Rate{PerSecond: 1, Burst: 4})
+	failures := limit.NewFailures(limit.Rate{PerSecond: 1, Burst: 4})
 	issued := &tickets{used: map[string]bool{}}
 	metrics := prometheus.NewRegistry()
 	fake(t, wsapi.Options{Failures: failures, Redeem: issued.redeem, Metrics: metrics}, func(t *testing.T, w *world) {

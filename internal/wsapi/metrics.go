@@ -1,6 +1,10 @@
 package wsapi
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"statusrelay/internal/limit"
+)
 
 type metrics struct {
 	sockets                                 prometheus.Gauge
@@ -29,10 +33,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts(name("refused_total",
 			"Handshakes refused, by HTTP status.")), []string{"code"}),
 		limited: prometheus.NewCounterVec(prometheus.CounterOpts(name("limited_total",
-			"Handshakes and first tokens refused because of a limit, by which: address, handshakes (in all), failures (too many bad credentials from an address), sockets (of one caller).")),
+			"Handshakes and first tokens refused because of a limit, by which: address, handshakes (in all), failures (too many bad credentials from an address), sockets (of one caller), tenant_sockets, address_sockets.")),
 			[]string{"limit"}),
 	}
-	for _, name := range []string{limitAddress, limitHandshakes, limitFailures, limitSockets} {
+	for _, name := range []string{limit.OfAddress, limitHandshakes, limit.OfFailures, limitSockets, limitTenantSockets, limitAddressSockets} {
 		m.limited.WithLabelValues(name) // there from the start: an alert can ask for its rate
 	}
 	if r != nil {

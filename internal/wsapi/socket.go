@@ -66,6 +66,8 @@ type socket struct {
 
 	dialect dialect // set once
 
+	leaves func() // owned by the reader: has its places counted as free; nil: none was counted
+
 	reader reader.Reader // its principal is nil until it is known who this is
 
 	began  atomic.Int64 // when the drain began the write of a data frame that it is in, else 0; unix nanoseconds
@@ -343,7 +345,9 @@ func (s *socket) auth(r request) {
 	who, err := s.server.o.Verify(ctx, r.Token)
 	old := s.reader.Principal()
 	if err == nil && old == nil {
-		err = s.server.enter(ctx, who)
+		var leave func()
+		leave, err = s.server.enter(ctx, nil, who)
+		s.leaves = both(s.leaves, leave)
 	}
 	switch {
 	case err != nil:

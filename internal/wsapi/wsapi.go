@@ -11,8 +11,8 @@
 //     nobody;
 //   - a client that is slow, stuck or silent costs one pending version per watch, delays nobody, and is closed when it misses
 //     a deadline; everything it can send is limited in size, number and rate;
-//   - handshakes have rates, for each address and in all, and a caller has so many sockets at most, whichever replicas they are
-//     on; who is refused is told when to come back, and costs others nothing;
+//   - handshakes have rates, for each address and in all, and a caller, a tenant and an address have so many sockets at most,
+//     whichever replicas they are on; who is refused is told when to come back, and costs others nothing;
 //   - a socket is closed when its token expires, and when the server stops: then at a random point of the time that
 //     there is, so that not all clients come back at once.
 //
@@ -69,10 +69,12 @@ type Options struct {
 	MaxFrameBytes      int // of one frame from a client, decompressed. Default 16 KiB; 8 KiB at most until it is known who sends it
 	FramesPerSecond    int // from one client, pings and pongs included, after a burst of MaxWatches and two seconds. Default 20
 
-	// Sockets counts the sockets of each caller, on all replicas. Default: MaxSocketsPerCaller is no limit
+	// Sockets counts sockets, on all replicas, for the three limits that follow. Default: there are none
 	Sockets Counter
-	// MaxSocketsPerCaller bounds them. Default 1000; negative: no limit
-	MaxSocketsPerCaller int
+	// MaxSocketsPerCaller, and the others, bound the sockets of one caller, of all callers of a tenant, which TenantClaim of their
+	// tokens names if it is a text, and from one address. Default: no limit
+	MaxSocketsPerCaller, MaxSocketsPerTenant, MaxSocketsPerAddress int
+	TenantClaim                                                    string
 	// Handshakes bounds those that come, from one address and in all. Default: no limit
 	HandshakesPerAddress, Handshakes limit.Rate
 	// Failures bounds the credentials from one address that prove nothing: see httpapi. Default: no limit
@@ -92,10 +94,9 @@ type Options struct {
 
 // A Counter counts sockets.
 type Counter interface {
-	// Enter counts one more of a caller, or returns a limit.Error if there are as many as there may be.
-	Enter(ctx context.Context, caller string, most int) error
-	// Leave undoes one Enter that returned nil.
-	Leave(caller string)
+	// Enter counts one more in each of the places, and returns what undoes that; or a limit.Error if in one of them are as many as
+	// there may be.
+	Enter(ctx context.Context, places ...limit.Place) (leave func(), err error)
 }
 
 const (
@@ -127,10 +128,8 @@ type Server struct {
 	// from zero at the same time.
 	goroutines sync.WaitGroup
 
-	handshakes struct {
-		perAddress *limit.Buckets[netip.Addr]
-		inAll      *limit.Buckets[struct{}]
-	}
+	door       *limit.Door
+	handshakes *limit.Buckets[struct{}]
 
 	mu              sync.Mutex
 	sockets         []*socket // guarded by mu: each knows its index
@@ -147,7 +146,6 @@ func New(o Options) *Server {
 	defaultTo(&o.DefaultHub, "default")
 	defaultTo(&o.MaxSockets, 50_000)
 	defaultTo(&o.MaxUnauthenticated, 1000)
-	defaultTo(&o.MaxSocketsPerCaller, 1000)
 	defaultTo(&o.MaxWatches, 100)
 	defaultTo(&o.MaxFrameBytes, 16<<10)
 	defaultTo(&o.FramesPerSecond, 20)
@@ -163,8 +161,10 @@ func New(o Options) *Server {
 		log:     o.Logger,
 		metrics: newMetrics(o.Metrics),
 		origins: make(map[*socket]netip.Addr),
+
+		door:       limit.NewDoor(o.HandshakesPerAddress, o.Failures),
+		handshakes: limit.NewShared[struct{}](limitHandshakes, o.Handshakes),
 	}
-	s.handshakes.perAddress, s.handshakes.inAll = limit.New[netip.Addr](o.HandshakesPerAddress), limit.New[struct{}](o.Handshakes)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -64,6 +64,7 @@ type Options struct {
 	MaxBodyBytes int64             // 0: 2 MiB, twice what Event Grid sends at most
 	MaxEvents    int               // in one request; 0: 5000, what Event Grid sends at most
 	Rate         float64           // events per second and caller; 0: 1000
+	Door         *limit.Door       // bounds what comes from one address, here and wherever else it is; nil: no limit
 	Logger       *slog.Logger
 	Metrics      prometheus.Registerer
 	Now          func() time.Time // nil: time.Now
@@ -73,7 +74,12 @@ type api struct {
 	Options
 	callers *limit.Buckets[string]
 	events  *prometheus.CounterVec
+	limited *prometheus.CounterVec
+	told    *limit.Policies
 }
+
+// limitEvents is the limit besides those of a limit.Door, as metrics call it.
+const limitEvents = "events"
 
 // New returns the handler.
 func New(o Options) http.Handler {
@@ -86,19 +92,30 @@ func New(o Options) http.Handler {
 	if o.Rate == 0 {
 		o.Rate = 1000
 	}
+	if o.Door == nil {
+		o.Door = limit.Open()
+	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	a := &api{Options: o, callers: limit.New[string](limit.PerSecond(o.Rate)), events: prometheus.NewCounterVec(prometheus.CounterOpts{
+	a := &api{Options: o, callers: limit.New[string](limitEvents, limit.PerSecond(o.Rate)), events: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "statusrelay_eventgrid_events_total",
 		Help: "Events by what became of them: published, held (published for later), looked (left to a bridge), ignored (not of an orchestration), " +
 			"invalid, forbidden, failed (the broker has not taken it, and Event Grid will bring it again).",
 	}, []string{"outcome"})}
+	a.limited = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "statusrelay_eventgrid_limited_total",
+		Help: "Requests answered 429, by the limit that was reached: events (of a caller), address, failures (too many bad credentials from an address).",
+	}, []string{"limit"})
+	a.told = limit.NewPolicies(a.callers.Policy(), a.Door.Policy())
+	for _, name := range []string{limitEvents, limit.OfAddress, limit.OfFailures} {
+		a.limited.WithLabelValues(name) // there from the start: an alert can ask for its rate
+	}
 	if o.Metrics != nil {
-		o.Metrics.MustRegister(a.events)
+		o.Metrics.MustRegister(a.events, a.limited)
 	}
 	return a
 }
@@ -109,14 +126,23 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		problem.Write(w, problem.MethodNotAllowed())
 		return
 	}
-	who, err := a.authenticate(r)
+	from := limit.Address(r)
+	quota, err := a.Door.Admit(from, a.Now())
+	a.told.Tell(w.Header(), quota)
+	var who *auth.Principal
+	if err == nil {
+		who, err = a.authenticate(r)
+	}
+	if auth.IsGuess(err) {
+		a.Door.Failed(from, a.Now())
+	}
 	switch {
 	case err != nil:
 		a.refuse(w, r, err)
 	case r.Method == http.MethodOptions:
 		a.permit(w, r)
 	default:
-		a.post(w, r, who)
+		a.post(w, r, who, quota)
 	}
 }
 
@@ -170,7 +196,7 @@ func (a *api) permit(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusOK)
 }
 
-func (a *api) post(w http.ResponseWriter, r *http.Request, who *auth.Principal) {
+func (a *api) post(w http.ResponseWriter, r *http.Request, who *auth.Principal, address limit.Quota) {
 	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
 		w.Header().Set("Accept-Encoding", "identity")
 		problem.Write(w, problem.UnsupportedEncoding())
@@ -199,8 +225,13 @@ func (a *api) post(w http.ResponseWriter, r *http.Request, who *auth.Principal) 
 		a.validate(w, r, events)
 		return
 	}
-	if wait := a.callers.Take(who.Issuer+" "+who.Subject, len(events), a.Now()); wait > 0 {
-		problem.Write(w, problem.TooMany(wait))
+	quota, err := a.callers.Take(who.Issuer+" "+who.Subject, len(events), a.Now())
+	if err == nil {
+		quota = limit.Nearest(quota, address)
+	}
+	a.told.Tell(w.Header(), quota)
+	if err != nil {
+		a.refuse(w, r, err)
 		return
 	}
 	t := a.publish(r, who, events)
@@ -325,6 +356,9 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	p := problem.Of(err)
 	if p.Status == http.StatusInternalServerError {
 		a.Logger.ErrorContext(r.Context(), "request", "error", err)
+	}
+	if reached := (*limit.Error)(nil); errors.As(err, &reached) {
+		a.limited.WithLabelValues(reached.Limit).Inc()
 	}
 	problem.Write(w, p)
 }

@@ -21,6 +21,7 @@ import (
 	"statusrelay/internal/apitest"
 	"statusrelay/internal/auth"
 	"statusrelay/internal/bridge/eventgrid"
+	"statusrelay/internal/limit"
 	"statusrelay/internal/policy"
 	"statusrelay/internal/status"
 )
@@ -571,6 +572,35 @@ func TestSizesAndRatesAreBounded(t *testing.T) {
 	}
 	if w := a.post("team", "["+event(with("hubName", "team"))+"]"); w.Code != http.StatusOK {
 		t.Errorf("another caller: got %d %s", w.Code, w.Body)
+	}
+}
+
+// Whoever floods from one address, or guesses there, is refused before anything else, whatever they show and ask for; and by the same
+// door as elsewhere.
+func TestH7DoorIsPassedFirst(t *testing.T) {
+	door := limit.NewDoor(limit.Rate{PerSecond: 1, Burst: 3}, limit.NewFailures(limit.Rate{PerSecond: 1, Burst: 1}))
+	a := newAPI(t, func(o *eventgrid.Options) { o.Door = door })
+	body := "[" + event(running) + "]"
+	if w := a.post("publisher", body); w.Code != http.StatusOK || w.Header().Get("RateLimit") != `"address";r=2;t=1` {
+		t.Errorf("the first: got %d, told %q", w.Code, w.Header().Get("RateLimit"))
+	}
+	if w := a.post("rubbish", body); w.Code != http.StatusUnauthorized {
+		t.Errorf("a guess: got %d", w.Code)
+	}
+	if w := a.post("publisher", body); w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") == "" {
+		t.Errorf("after a guess: got %d %v", w.Code, w.Header())
+	}
+	if _, err := door.Admit(limit.Address(httptest.NewRequest(http.MethodGet, "/", nil)), now()); err == nil {
+		t.Error("elsewhere the same address is let in")
+	}
+	only := newAPI(t, func(o *eventgrid.Options) { o.Door = limit.NewDoor(limit.Rate{PerSecond: 1, Burst: 1}, nil) })
+	for i, want := range []int{http.StatusOK, http.StatusTooManyRequests} {
+		if w := only.post("publisher", body); w.Code != want {
+			t.Errorf("request %d from an address: got %d, want %d", i, w.Code, want)
+		}
+	}
+	if len(a.published)+len(only.published) != 2 {
+		t.Errorf("published %d and %d, want one each", len(a.published), len(only.published))
 	}
 }
 
