@@ -64,7 +64,7 @@ var tree = []pkg{
 	// roots: wiring only
 	{"settings", "cobra koanf yaml3", "yaml"},
 	{"telemetry", "", ""},
-	{"shell", "settings telemetry auth policy redisstore cobra", ""},
+	{"shell", "settings telemetry auth policy servicebus redisstore cobra", ""},
 	{"relay", "wire policy hub interest reader auth ingest limit problem documents servicebus redisstore httpapi wsapi web settings telemetry shell cors", ""},
 	{"notifier", "wire doctor policy auth claim limit problem documents servicebus redisstore ingestapi bridge/* settings telemetry shell", ""},
 	{"dev", "wire policy auth auth/devissuer devbus web settings telemetry shell relay notifier miniredis", ""},

@@ -237,7 +237,7 @@ func TestSendSaysWhyItCannot(t *testing.T) {
 		want []string
 	}{
 		"NoConnection":       {nil, []string{"--service-bus-topic", "", "--id", "a"}, []string{"connection_string", "service_bus.topic"}},
-		"BrokenConnection":   {[]string{"STATUSRELAY_SERVICE_BUS_CONNECTION_STRING=" + canary}, []string{"--id", "a"}, []string{"ConnectionString"}},
+		"BrokenConnection":   {[]string{"STATUSRELAY_SERVICE_BUS_CONNECTION_STRING=" + canary}, []string{"--id", "a"}, []string{"service_bus.connection_string: not of the form"}},
 		"SecretAsFlag":       {env, []string{"--service-bus-connection-string", canary}, []string{"unknown flag"}},
 		"FlagsAndArguments":  {env, []string{"--id", "a", `{"instanceId":"b"}`}, []string{"one of the two"}},
 		"NoJSON":             {env, []string{"--id", "a", "--custom", "40%", "--output", "{"}, []string{"--custom", "--output"}},
@@ -275,7 +275,7 @@ func TestEveryMistakeIsReportedAtOnce(t *testing.T) {
 		if code != 1 {
 			t.Errorf("%s: got code %d", command, code)
 		}
-		for _, want := range []string{"rate", "max_updates", "default_hub", "max_body_bytes", "drain_timeout", "policy", "auth.issuers", "auth.audiences", "service_bus"} {
+		for _, want := range []string{"rate", "max_updates", "default_hub", "max_body_bytes", "drain_timeout", "policy", "auth.issuers", "auth.audiences", "service_bus: exactly one", "service_bus.connection_string: not of the form"} {
 			if !strings.Contains(strings.ToLower(stderr), want) {
 				t.Errorf("%s does not mention %s:\n%s", command, want, stderr)
 			}

@@ -26,6 +26,7 @@ import (
 	"statusrelay/internal/devbus"
 	"statusrelay/internal/notifier"
 	"statusrelay/internal/relay"
+	"statusrelay/internal/settings"
 	"statusrelay/internal/storetest"
 	"statusrelay/schemas"
 )
@@ -236,9 +237,10 @@ func (op *operation) runs(t *testing.T, method, template string) map[string]run 
 
 // newStage starts everything that the examples of both documents need.
 func newStage(t *testing.T) *stage {
-	w := newWorld(t, devbus.New(devbus.Options{Topics: []devbus.Topic{{
-		Name: topic, Subscriptions: []devbus.Subscription{{Name: subscription}, {Name: "broken"}},
-	}}}))
+	w := newWorld(t, devbus.New(devbus.Options{
+		Topics: []devbus.Topic{{Name: topic, Subscriptions: []devbus.Subscription{{Name: subscription}, {Name: "broken"}}}},
+		Rules:  []devbus.Rule{listens()}, SharedAccessKey: devbus.DevelopmentKey,
+	}))
 	s := &stage{world: w, replicas: map[string]*replica{}}
 	const away = "http://127.0.0.1:1/issuer" // nothing listens there
 	foreign, err := devissuer.New(devissuer.Options{URL: away})
@@ -273,6 +275,7 @@ func newStage(t *testing.T) *stage {
 	s.replicas["Notifier"] = w.notifier(func(c *notifier.Config) { c.Auth.Issuers, c.Auth.APIKeys = append(c.Auth.Issuers, away), apiKeys })
 	s.replicas["Notifierlimited"] = w.notifier(func(c *notifier.Config) { c.Rate = 0.5 })
 	s.replicas["Notifierthrottled"] = w.notifier(func(c *notifier.Config) { c.Rate, c.Limits.RequestsPerAddress = 1000, 0.5 })
+	s.replicas["Notifierpowerless"] = w.notifier(func(c *notifier.Config) { c.ServiceBus.ConnectionString = settings.NewSecret(w.by(listens())) })
 	s.replicas["Notifierlost"] = w.notifier(func(c *notifier.Config) { c.ServiceBus.Topic = "lost" })
 	return s
 }

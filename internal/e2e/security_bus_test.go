@@ -150,11 +150,13 @@ func TestB1LackingRightsAreNamed(t *testing.T) {
 	w := newRuledWorld(t, 0)
 	n := w.notifier(func(c *notifier.Config) { c.ServiceBus.ConnectionString = settings.NewSecret(w.by(listens())) })
 	got, err := w.do(http.MethodPost, n.base+"/v1/updates", w.publisher, strings.NewReader(progress("a", 1, 1)))
-	if err != nil || got.code != http.StatusInternalServerError { // not 503: trying again changes nothing
-		t.Errorf("an update: got %d %s, %v, want 500", got.code, got.body, err)
+	if err != nil || got.code != http.StatusServiceUnavailable || !strings.Contains(string(got.body), "The notifier is not allowed to publish.") {
+		t.Errorf("an update: got %d %s, %v, want 503 that says why", got.code, got.body, err)
 	}
 	w.until("the log names what is missing", func() bool {
-		return strings.Contains(w.logs.String(), "no right to use topic status") && strings.Contains(w.logs.String(), "'Send' claim(s) are required")
+		_, line, _ := strings.Cut(w.logs.String(), `msg="the notifier is not allowed to publish"`)
+		line, _, _ = strings.Cut(line, "\n")
+		return strings.Contains(line, "no right to use topic status") && strings.Contains(line, "'Send' claim(s) are required")
 	})
 	if got := w.ready(n); got != http.StatusServiceUnavailable {
 		t.Errorf("readiness is %d", got)

@@ -2,6 +2,7 @@ package ingestapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -196,8 +197,13 @@ func (a *api) send(ctx context.Context, entries []entry) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
+	told := false
 	for i, err := range a.Publish(ctx, messages) {
 		e := sent[i]
+		if errors.Is(err, status.ErrMayNotPublish) && !told {
+			told = true // once is enough: it befalls all of them
+			a.Logger.ErrorContext(ctx, "the notifier is not allowed to publish", "error", err)
+		}
 		e.finish(err, "")
 		if e.event != nil {
 			e.event.Published = err == nil
@@ -220,5 +226,5 @@ func (a *api) refused(ctx context.Context, index int, e *entry) item {
 	if e.detail != "" {
 		detail = e.detail
 	}
-	return item{Index: index, Status: p.Status, Title: p.Title, Detail: detail}
+	return item{Index: index, Status: p.Status, Title: p.Title, Detail: detail, cause: e.err}
 }

@@ -21,6 +21,7 @@ import (
 	"math"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -151,6 +152,8 @@ type item struct {
 	Status int    `json:"status"`
 	Title  string `json:"title"`
 	Detail string `json:"detail,omitempty"`
+
+	cause error
 }
 
 func (a *api) serve(w http.ResponseWriter, r *http.Request) {
@@ -293,13 +296,12 @@ func (a *api) answer(w http.ResponseWriter, items []item) {
 func (a *api) refuseAll(w http.ResponseWriter, code int, items []item) {
 	var p problem.Problem
 	switch code {
-	case http.StatusForbidden:
-		p = problem.Of(auth.ErrForbidden)
-	case http.StatusServiceUnavailable:
-		p = problem.Of(status.ErrUnavailable)
-		p.RetryAfter = a.retryAfter()
-	case http.StatusInternalServerError:
-		p = problem.Of(nil)
+	case http.StatusForbidden, http.StatusServiceUnavailable, http.StatusInternalServerError:
+		cause := items[slices.IndexFunc(items, func(it item) bool { return it.Status == code })].cause
+		p = problem.Of(cause)
+		if errors.Is(cause, status.ErrUnavailable) {
+			p.RetryAfter = a.retryAfter()
+		}
 	case http.StatusRequestEntityTooLarge:
 		p = problem.TooLarge(wire.MaxMessageBytes)
 	default:

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -390,6 +391,27 @@ func TestBrokerAwayIs503(t *testing.T) {
 		if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
 			t.Errorf("got %d with Retry-After %q, want 503 with one", w.Code, w.Header().Get("Retry-After"))
 		}
+	}
+}
+
+// A notifier that lacks the right says so, with 503, and once a request in the log; what else is wrong with an update keeps its answer.
+func TestNotifierWithoutTheRightSaysSo(t *testing.T) {
+	var log strings.Builder
+	a := newAPI(t, func(o *ingestapi.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	a.refuse = func(wire.Message) error { return fmt.Errorf("send: %w: a secret cause", status.ErrMayNotPublish) }
+	for _, body := range []string{`{"instanceId":"a"}`, `[{"instanceId":"a"},{"instanceId":"b"}]`} {
+		log.Reset()
+		w := a.post("publisher", body)
+		if got := read(t, w); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") != "60" || got.Type != "urn:statusrelay:problem:may-not-publish" {
+			t.Errorf("got %d %s with Retry-After %q", w.Code, w.Body, w.Header().Get("Retry-After"))
+		}
+		if strings.Contains(w.Body.String(), "secret") || strings.Count(log.String(), "a secret cause") != 1 || strings.Count(log.String(), "\n") != 1 {
+			t.Errorf("answered %s and logged\n%s", w.Body, log.String())
+		}
+	}
+	w := a.post("publisher", `[{"instanceId":"a"},{"nothing":1}]`)
+	if got := read(t, w); w.Code != http.StatusUnprocessableEntity || got.Items[0].Status != 503 || got.Items[0].Title != "The notifier is not allowed to publish." || got.Items[1].Status != 422 {
+		t.Errorf("got %d %s", w.Code, w.Body)
 	}
 }
 

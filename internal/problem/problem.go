@@ -111,6 +111,10 @@ func Of(err error) Problem {
 		return p
 	case errors.Is(err, auth.ErrForbidden):
 		return named("forbidden", http.StatusForbidden, "You may not do this.")
+	case errors.Is(err, status.ErrMayNotPublish):
+		p := named("may-not-publish", http.StatusServiceUnavailable, "The notifier is not allowed to publish.")
+		p.RetryAfter = time.Minute // somebody has to give it the right
+		return p
 	case errors.Is(err, status.ErrUnavailable):
 		p := named("unavailable", http.StatusServiceUnavailable, "The service is unavailable for now.")
 		p.RetryAfter = time.Second

@@ -30,6 +30,7 @@ func TestEachKindOfErrorHasItsAnswer(t *testing.T) {
 		{auth.ErrExpired, 401, "token-expired", "WWW-Authenticate"},
 		{auth.ErrForbidden, 403, "forbidden", ""},
 		{status.ErrUnavailable, 503, "unavailable", "Retry-After"},
+		{status.ErrMayNotPublish, 503, "may-not-publish", "Retry-After"},
 		{&limit.Error{Limit: "secret", RetryAfter: time.Second}, 429, "too-many", "Retry-After"},
 		{errors.New("a secret"), 500, "internal", ""},
 	}

@@ -46,6 +46,11 @@ func denied(err error) bool {
 	return hasCode(err, azservicebus.CodeNotFound, azservicebus.CodeUnauthorizedAccess)
 }
 
+// unauthorized reports a right that is lacking.
+func unauthorized(err error) bool {
+	return condition(err) == amqp.ErrCondUnauthorizedAccess || hasCode(err, azservicebus.CodeUnauthorizedAccess)
+}
+
 func tooLarge(err error) bool {
 	return errors.Is(err, azservicebus.ErrMessageTooLarge) || condition(err) == amqp.ErrCondMessageSizeExceeded
 }

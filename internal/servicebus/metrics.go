@@ -64,7 +64,7 @@ func newPublisherMetrics(reg prometheus.Registerer) (*publisherMetrics, error) {
 		connections: counter("publisher_connections_total", "Connections made; all but the first are reconnects."),
 		failed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "publish_failures_total",
-			Help: "Messages not published, by kind of error: invalid, unavailable, other.",
+			Help: "Messages not published, by kind of error: invalid, unavailable, unauthorized (no right to send), other.",
 		}, []string{"kind"}),
 		batch: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: metricsNamespace, Subsystem: metricsSubsystem, Name: "publish_batch_messages",

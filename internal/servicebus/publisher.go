@@ -205,6 +205,8 @@ func (p *Publisher) count(err error) {
 		p.m.published.Inc()
 	case errors.Is(err, status.ErrInvalid):
 		p.m.failed.WithLabelValues("invalid").Inc()
+	case errors.Is(err, status.ErrMayNotPublish):
+		p.m.failed.WithLabelValues("unauthorized").Inc()
 	case errors.Is(err, status.ErrUnavailable):
 		p.m.failed.WithLabelValues("unavailable").Inc()
 	default:
@@ -359,7 +361,10 @@ func fits(ctx context.Context, on *azservicebus.Sender, it *item) bool {
 
 // refusal gives an error its kind: unavailable, unless it will not change by itself.
 func refusal(err error) error {
-	if denied(err) {
+	switch {
+	case unauthorized(err):
+		return fmt.Errorf("service bus: %w: %w", status.ErrMayNotPublish, err)
+	case denied(err):
 		return fmt.Errorf("service bus: %w", err)
 	}
 	return fmt.Errorf("service bus: %w: %w", status.ErrUnavailable, err)

@@ -411,13 +411,14 @@ func TestIdlePublisherDoesNotCallABrokerThatIsAwayInALoop(t *testing.T) {
 
 func TestMissingEntityAndRightsAreSaid(t *testing.T) {
 	for name, c := range map[string]struct {
-		fault func(f *devbus.Faults)
-		want  string
+		fault  func(f *devbus.Faults)
+		want   string
+		rights bool // are what is lacking
 	}{
-		"missing":  {func(f *devbus.Faults) { f.RefuseTokens(404) }, "topic status does not exist"},
-		"token":    {func(f *devbus.Faults) { f.RefuseTokens(401) }, "no right to use topic status"},
-		"claim":    {func(f *devbus.Faults) { f.RefuseLinks(topic, "amqp:unauthorized-access") }, "no right to use topic status"},
-		"disabled": {func(f *devbus.Faults) { f.RefuseLinks(topic, "com.microsoft:entity-disabled") }, "topic status is disabled"},
+		"missing":  {func(f *devbus.Faults) { f.RefuseTokens(404) }, "topic status does not exist", false},
+		"token":    {func(f *devbus.Faults) { f.RefuseTokens(401) }, "no right to use topic status", true},
+		"claim":    {func(f *devbus.Faults) { f.RefuseLinks(topic, "amqp:unauthorized-access") }, "no right to use topic status", true},
+		"disabled": {func(f *devbus.Faults) { f.RefuseLinks(topic, "com.microsoft:entity-disabled") }, "topic status is disabled", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, devbus.Options{}, func(w *world) {
@@ -428,6 +429,9 @@ func TestMissingEntityAndRightsAreSaid(t *testing.T) {
 				} {
 					if err == nil || !strings.Contains(err.Error(), c.want) || errors.Is(err, status.ErrUnavailable) {
 						t.Errorf("%s: got %v, want %q and not unavailable", what, err, c.want)
+					}
+					if errors.Is(err, status.ErrMayNotPublish) != (c.rights && what != "Err") {
+						t.Errorf("%s: got %v", what, err)
 					}
 				}
 				if p.Ready() {

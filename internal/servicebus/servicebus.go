@@ -14,8 +14,9 @@
 // lost on its way here).
 //
 // The publisher promises that a nil error means that the broker has stored the message, that updates of one instance are
-// stored in the order in which Publish was called, unless they are for a later time, and that an error that is a status.ErrUnavailable may be tried again. A
-// message whose Publish failed may have been stored all the same.
+// stored in the order in which Publish was called, unless they are for a later time, and that an error that is a status.ErrUnavailable
+// may be tried again, and one that is a status.ErrMayNotPublish when the right to send has been given. A message whose Publish failed may
+// have been stored all the same.
 //
 // Both keep their own connection and replace it, client and all, at the first sign of trouble. The SDK's own recovery has too
 // many ends that lead nowhere; they are listed at [line].
@@ -202,10 +203,9 @@ func (o *Options) dialer() (func() (*azservicebus.Client, error), error) {
 				return nil, fmt.Errorf("ConnectionString: %w", err)
 			}
 		}
-		client, err := azservicebus.NewClientFromConnectionString(secret, opts)
-		if err != nil { // which may quote the string
-			return nil, errors.New("ConnectionString: not of the form " +
-				"Endpoint=sb://HOST;SharedAccessKeyName=NAME;SharedAccessKey=KEY, without spaces")
+		client, err := fromConnectionString(secret, opts)
+		if err != nil {
+			return nil, fmt.Errorf("ConnectionString: %w", err)
 		}
 		return client, nil
 	}
@@ -216,4 +216,19 @@ func (o *Options) dialer() (func() (*azservicebus.Client, error), error) {
 		return nil, fmt.Errorf("servicebus options: %w", err)
 	}
 	return dial, nil
+}
+
+// fromConnectionString makes a client, or says what is wrong with the string without quoting it, which the SDK may do.
+func fromConnectionString(secret string, o *azservicebus.ClientOptions) (*azservicebus.Client, error) {
+	client, err := azservicebus.NewClientFromConnectionString(secret, o)
+	if err != nil {
+		return nil, errors.New("not of the form Endpoint=sb://HOST;SharedAccessKeyName=NAME;SharedAccessKey=KEY, without spaces")
+	}
+	return client, nil
+}
+
+// CheckConnectionString says what is wrong with a connection string, without quoting it. It connects to nothing.
+func CheckConnectionString(secret string) error {
+	_, err := fromConnectionString(secret, nil)
+	return err
 }

@@ -19,6 +19,7 @@ import (
 
 	"statusrelay/internal/auth"
 	"statusrelay/internal/policy"
+	"statusrelay/internal/servicebus"
 	"statusrelay/internal/settings"
 	"statusrelay/internal/telemetry"
 )
@@ -146,6 +147,11 @@ func (s ServiceBus) Validate() error {
 	var errs []error
 	if (s.ConnectionString.Reveal() == "") == (s.Namespace == "") {
 		errs = append(errs, errors.New("service_bus: exactly one is required: a connection string (STATUSRELAY_SERVICE_BUS_CONNECTION_STRING, or service_bus.connection_string_file), or service_bus.namespace"))
+	}
+	if secret := s.ConnectionString.Reveal(); secret != "" {
+		if err := servicebus.CheckConnectionString(secret); err != nil {
+			errs = append(errs, fmt.Errorf("service_bus.connection_string: %w", err))
+		}
 	}
 	if s.Topic == "" {
 		errs = append(errs, errors.New("service_bus.topic: required"))

@@ -34,6 +34,22 @@ func TestServiceBusWantsOneWayIn(t *testing.T) {
 	}
 }
 
+// A connection string that is none is a mistake before it is used, which names the setting and nothing of what it holds.
+func TestServiceBusWantsAConnectionStringOfItsForm(t *testing.T) {
+	const canary = "c4n4ry-key"
+	for _, text := range []string{
+		canary, "SharedAccessKey=" + canary, "Endpoint=sb://ns.example.net;SharedAccessKey=" + canary,
+		"Endpoint=sb://ns.example.net/;SharedAccessKeyName=" + canary, "Endpoint=" + canary + ";SharedAccessKeyName=n",
+		"Endpoint=sb://ns.example.net;SharedAccessKeyName=n;SharedAccessKey", "Endpoint sb://ns.example.net;SharedAccessKeyName=n;SharedAccessKey=" + canary,
+	} {
+		err := shell.ServiceBus{ConnectionString: settings.NewSecret(text), Topic: "status"}.Validate()
+		wantMistakes(t, err, []string{"service_bus.connection_string: not of the form"})
+		if err != nil && strings.Contains(err.Error(), canary) {
+			t.Errorf("%q: the key is said: %v", text, err)
+		}
+	}
+}
+
 func TestAuthWantsIssuersAndAudiences(t *testing.T) {
 	for _, c := range []struct {
 		change func(*shell.Auth)

@@ -26,6 +26,9 @@ var (
 	// ErrUnavailable marks a part that is away for now; the same call may
 	// succeed later.
 	ErrUnavailable = errors.New("unavailable")
+	// ErrMayNotPublish marks a broker that does not let this program publish. It stays so until somebody has given it
+	// the right.
+	ErrMayNotPublish = errors.New("no right to publish")
 )
 
 // Reason is one of a short fixed list of words that say why a message was
