@@ -96,16 +96,16 @@ func notYoursIsNotThere(t *testing.T, w *world, r *replica) {
 		},
 		"a stream of a batch": func(id string) string { return w.streamed(r, instances+"?id="+id+"&id=mine", w.customer) },
 		"a socket": func(id string) string {
-			return w.framed(r, "status.v1.json", `{"type":"watch","ref":"1","instances":[{"hub":"e2e","instanceId":"`+id+`"}]}`, `{"type":"watch","ref":"2","instances":[{"hub":"e2e","instanceId":"mine"}]}`)
+			return w.framed(r, 3, "status.v1.json", `{"type":"watch","ref":"1","instances":[{"hub":"e2e","instanceId":"`+id+`"}]}`, `{"type":"watch","ref":"2","instances":[{"hub":"e2e","instanceId":"mine"}]}`)
 		},
 		"a socket that resumes": func(id string) string {
-			return w.framed(r, "status.v1.json", fmt.Sprintf(`{"type":"watch","ref":"1","instances":[{"hub":"e2e","instanceId":%q,"after":%d}]}`, id, version-1), `{"type":"watch","ref":"2","instances":[{"hub":"e2e","instanceId":"mine"}]}`)
+			return w.framed(r, 4, "status.v1.json", fmt.Sprintf(`{"type":"watch","ref":"1","instances":[{"hub":"e2e","instanceId":%q,"after":%d}]}`, id, version-1), `{"type":"watch","ref":"2","instances":[{"hub":"e2e","instanceId":"mine"}]}`)
 		},
 		"Web PubSub": func(id string) string {
-			return w.framed(r, "json.webpubsub.azure.v1", `{"type":"joinGroup","ackId":1,"group":"e2e/`+id+`"}`, `{"type":"joinGroup","ackId":2,"group":"e2e/mine"}`)
+			return w.framed(r, 3, "json.webpubsub.azure.v1", `{"type":"joinGroup","ackId":1,"group":"e2e/`+id+`"}`, `{"type":"joinGroup","ackId":2,"group":"e2e/mine"}`)
 		},
 		"Web PubSub, sending": func(id string) string {
-			return w.framed(r, "json.webpubsub.azure.v1", `{"type":"sendToGroup","ackId":1,"group":"e2e/`+id+`","dataType":"text","data":"x"}`, `{"type":"joinGroup","ackId":2,"group":"e2e/mine"}`)
+			return w.framed(r, 3, "json.webpubsub.azure.v1", `{"type":"sendToGroup","ackId":1,"group":"e2e/`+id+`","dataType":"text","data":"x"}`, `{"type":"joinGroup","ackId":2,"group":"e2e/mine"}`)
 		},
 	} {
 		theirs := strings.ReplaceAll(ask("theirs"), "theirs", "ID")
@@ -170,9 +170,9 @@ func (w *world) streamed(r *replica, path, token string, headers ...string) stri
 	return regexp.MustCompile(`retry: \d+`).ReplaceAllString(said, "retry: N") // which differs so that not all come back at once
 }
 
-// framed is all that a socket is sent from its first request until what its second, about an instance of the caller's own, leads
-// to. Answers and pushes overtake each other, so they are put in an order.
-func (w *world) framed(r *replica, subprotocol, first, second string) string {
+// framed is what a socket is sent from its first request until what its second, about an instance of the caller's own, leads to: so
+// many frames at least. Answers and pushes overtake each other, so they are put in an order.
+func (w *world) framed(r *replica, least int, subprotocol, first, second string) string {
 	w.Helper()
 	c, got := w.handshake(r, "", bearer(w.customer), subprotocol)
 	if got.code != http.StatusSwitchingProtocols {
@@ -186,12 +186,13 @@ func (w *world) framed(r *replica, subprotocol, first, second string) string {
 	c.send(second)
 	var said []string
 	own := regexp.MustCompile(`"instanceId":"mine","runtimeStatus"`)
-	for n := 0; n == 0 || !own.MatchString(said[n-1]); n = len(said) {
+	for seen := false; !seen || len(said) < least; {
+		_ = c.conn.SetReadDeadline(time.Now().Add(patience))
 		_, text, err := c.conn.ReadMessage()
 		if err != nil {
 			w.Fatalf("%v after %s", err, said)
 		}
-		said = append(said, string(text))
+		said, seen = append(said, string(text)), seen || own.Match(text)
 	}
 	slices.Sort(said)
 	return strings.Join(said, "\n")
