@@ -23,7 +23,7 @@ func TestU6KeyNewPrintsAKeyAndItsEntry(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v in\n%s", err, entry)
 	}
-	keys := auth.NewAPIKeys(nil)
+	keys := auth.NewAPIKeys(auth.APIKeyOptions{})
 	keys.SetKeys(kept)
 	who, err := keys.Verify(key)
 	if err != nil {

@@ -216,6 +216,7 @@ func IsAPIKey(credential string) bool { return strings.HasPrefix(credential, api
 // APIKeys are the keys of services. Its methods may be called by several goroutines at once.
 type APIKeys struct {
 	now     func() time.Time
+	refused *Refusals
 	changes sync.Mutex                             // held while keys are replaced
 	keys    atomic.Pointer[map[string]*heldAPIKey] // by id
 }
@@ -226,12 +227,21 @@ type heldAPIKey struct {
 	principal *Principal
 }
 
-// NewAPIKeys returns APIKeys without any key. now is the clock; nil is time.Now.
-func NewAPIKeys(now func() time.Time) *APIKeys {
-	if now == nil {
-		now = time.Now
+// APIKeyOptions configure APIKeys.
+type APIKeyOptions struct {
+	// Now is the clock. Default time.Now.
+	Now func() time.Time
+
+	// Refusals counts the keys that are refused. Default: nobody does.
+	Refusals *Refusals
+}
+
+// NewAPIKeys returns APIKeys without any key.
+func NewAPIKeys(o APIKeyOptions) *APIKeys {
+	if o.Now == nil {
+		o.Now = time.Now
 	}
-	a := &APIKeys{now: now}
+	a := &APIKeys{now: o.Now, refused: o.Refusals}
 	a.keys.Store(&map[string]*heldAPIKey{})
 	return a
 }
@@ -278,7 +288,7 @@ func hold(k APIKey) *heldAPIKey {
 func (a *APIKeys) Verify(key string) (*Principal, error) {
 	id, ok := idOfAPIKey(key)
 	if !ok {
-		return nil, refusal("not an API key")
+		return nil, a.refused.refuse(kindAPIKey, reasonMalformed, "not an API key")
 	}
 	held, known := (*a.keys.Load())[id]
 	var want [sha256.Size]byte // of an unknown id: no key has this hash
@@ -287,9 +297,10 @@ func (a *APIKeys) Verify(key string) (*Principal, error) {
 	}
 	got := sha256.Sum256([]byte(key))
 	if equal := subtle.ConstantTimeCompare(got[:], want[:]); equal != 1 || !known {
-		return nil, refusal("API key unknown, withdrawn or wrong")
+		return nil, a.refused.refuse(kindAPIKey, reasonUnknown, "API key unknown, withdrawn or wrong")
 	}
 	if held.principal.Expired(a.now()) {
+		a.refused.count(kindAPIKey, reasonExpired)
 		return nil, ErrExpired
 	}
 	return held.principal, nil

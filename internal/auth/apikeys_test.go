@@ -35,7 +35,7 @@ func newAPIKey(t testing.TB, id string, change ...func(*auth.APIKey)) (string, a
 // held returns API keys of what a file has that is written from them.
 func held(t testing.TB, keys ...auth.APIKey) *auth.APIKeys {
 	t.Helper()
-	a := auth.NewAPIKeys(nil)
+	a := auth.NewAPIKeys(auth.APIKeyOptions{})
 	a.SetKeys(reread(t, keys...))
 	return a
 }
@@ -149,7 +149,7 @@ func TestU6OnlyTheWholeKeyIsAccepted(t *testing.T) {
 		who, err := keys.Verify(bad)
 		wantRefused(t, fmt.Sprintf("%.80q", bad), who, err, secret)
 	}
-	if _, err := auth.NewAPIKeys(nil).Verify(text); !errors.Is(err, auth.ErrUnauthenticated) {
+	if _, err := auth.NewAPIKeys(auth.APIKeyOptions{}).Verify(text); !errors.Is(err, auth.ErrUnauthenticated) {
 		t.Errorf("without any key: got %v", err)
 	}
 }
@@ -470,7 +470,7 @@ func FuzzParseAPIKeys(f *testing.F) {
 			t.Fatalf("got %v, %v", keys, err)
 		}
 		if err == nil {
-			auth.NewAPIKeys(nil).SetKeys(keys)
+			auth.NewAPIKeys(auth.APIKeyOptions{}).SetKeys(keys)
 		}
 	})
 }

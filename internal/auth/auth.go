@@ -32,7 +32,7 @@
 //	token, ok, err := auth.Bearer(request)
 //	principal, err := verifier.Verify(ctx, token)
 //	…
-//	keys := auth.NewAPIKeys(nil)
+//	keys := auth.NewAPIKeys(auth.APIKeyOptions{})
 //	keys.SetKeys(parsed) // again whenever the file changes
 //	credentials := auth.Credentials{Tokens: verifier, APIKeys: keys}
 //	principal, err = credentials.Verify(ctx, tokenOrKey)

@@ -6,6 +6,8 @@ import "context"
 type Credentials struct {
 	Tokens  *Verifier
 	APIKeys *APIKeys // nil: there are none
+
+	Refusals *Refusals // counts API keys where there are none; nil: nobody does
 }
 
 // Verify returns the principal of a token, as Verifier.Verify, or of an API key, as APIKeys.Verify.
@@ -14,7 +16,7 @@ func (c *Credentials) Verify(ctx context.Context, credential string) (*Principal
 	case !IsAPIKey(credential):
 		return c.Tokens.Verify(ctx, credential)
 	case c.APIKeys == nil:
-		return nil, refusal("there are no API keys here")
+		return nil, c.Refusals.refuse(kindAPIKey, reasonUnaccepted, "there are no API keys here")
 	}
 	return c.APIKeys.Verify(credential)
 }

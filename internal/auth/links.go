@@ -133,12 +133,16 @@ type LinkOptions struct {
 
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
+
+	// Refusals counts the links that are refused. Default: nobody does.
+	Refusals *Refusals
 }
 
 // Links are signed by one key and verified by several. Its methods may be called by several goroutines at once.
 type Links struct {
 	maxLife time.Duration
 	now     func() time.Time
+	refused *Refusals
 	dummy   []byte                     // verifies what names no key, in vain
 	changes sync.Mutex                 // held while keys are replaced
 	keys    atomic.Pointer[[]*linkKey] // the first signs
@@ -158,7 +162,7 @@ func NewLinks(o LinkOptions) *Links {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	l := &Links{maxLife: min(o.MaxLife, MaxLinkLife), now: o.Now, dummy: make([]byte, minLinkSecret)}
+	l := &Links{maxLife: min(o.MaxLife, MaxLinkLife), now: o.Now, refused: o.Refusals, dummy: make([]byte, minLinkSecret)}
 	rand.Read(l.dummy) // never fails
 	l.keys.Store(&[]*linkKey{})
 	return l
@@ -235,11 +239,11 @@ func (s SignedLink) sign(secret []byte, k status.Key) string {
 // A key that is not there costs what a wrong signature does.
 func (l *Links) Verify(k status.Key, s SignedLink) (*Principal, error) {
 	if len(s.Expires) > maxUnix || len(s.KeyID) > maxKeyName || len(s.Signature) != linkSignature || checkLink(k, s.Audience) != nil {
-		return nil, refusal("not a signed link to an instance")
+		return nil, l.refused.refuse(kindLink, reasonMalformed, "not a signed link to an instance")
 	}
 	seconds, err := strconv.ParseInt(s.Expires, 10, 64)
 	if err != nil || strconv.FormatInt(seconds, 10) != s.Expires {
-		return nil, refusal("the link has no expiry, or not in decimal")
+		return nil, l.refused.refuse(kindLink, reasonMalformed, "the link has no expiry, or not in decimal")
 	}
 	signer := &linkKey{LinkKey: LinkKey{Secret: l.dummy}}
 	known := false
@@ -250,11 +254,14 @@ func (l *Links) Verify(k status.Key, s SignedLink) (*Principal, error) {
 	}
 	// The texts are compared, and not what they decode to: base64 may write the same bytes in several ways.
 	if equal := hmac.Equal([]byte(s.sign(signer.Secret, k)), []byte(s.Signature)); !equal || !known {
-		return nil, refusal("the link is not signed by a key that we have")
+		return nil, l.refused.refuse(kindLink, reasonSignature, "the link is not signed by a key that we have")
 	}
 	now, expires := l.now(), time.Unix(seconds, 0).UTC()
-	if !now.Before(expires) || expires.Sub(now) > l.maxLife {
-		return nil, refusal("the link has expired, or lasts for more than %v", l.maxLife)
+	switch {
+	case !now.Before(expires):
+		return nil, l.refused.refuse(kindLink, reasonExpired, "the link has expired")
+	case expires.Sub(now) > l.maxLife:
+		return nil, l.refused.refuse(kindLink, reasonTooLong, "the link lasts for longer than any may")
 	}
 	return &Principal{
 		Issuer: LinkIssuer, Subject: s.KeyID + "/" + k.Hub + "/" + k.InstanceID, Expires: expires,

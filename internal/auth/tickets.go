@@ -52,6 +52,9 @@ type TicketOptions struct {
 	// Now is the clock. Default time.Now.
 	Now func() time.Time
 
+	// Refusals counts the tickets that are refused. Default: nobody does.
+	Refusals *Refusals
+
 	// Logger is told of stored tickets that cannot be read, never what is in them. Default: nobody is.
 	Logger *slog.Logger
 }
@@ -66,6 +69,7 @@ type Tickets struct {
 	apiKeys  *APIKeys // nil: none
 	lifetime time.Duration
 	now      func() time.Time
+	refused  *Refusals
 	log      *slog.Logger
 }
 
@@ -80,7 +84,7 @@ func NewTickets(o TicketOptions) *Tickets {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Tickets{o.Store, o.APIKeys, o.Lifetime, o.Now, o.Logger}
+	return &Tickets{o.Store, o.APIKeys, o.Lifetime, o.Now, o.Refusals, o.Logger}
 }
 
 // ticketed is what is stored of a ticket. Times are unix microseconds.
@@ -160,31 +164,31 @@ func (t *Tickets) Issue(ctx context.Context, who *Principal, origin string) (tic
 func (t *Tickets) Redeem(ctx context.Context, ticket, origin string) (*Principal, error) {
 	random, ok := strings.CutPrefix(ticket, ticketPrefix)
 	if !ok || len(random) != base64.RawURLEncoding.EncodedLen(ticketBytes) || !consistsOf(random, "-_") {
-		return nil, refusal("not a ticket")
+		return nil, t.refused.refuse(kindTicket, reasonMalformed, "not a ticket")
 	}
 	payload, err := t.store.TakeTicket(ctx, ticketID(ticket))
 	switch {
 	case errors.Is(err, status.ErrNotFound):
-		return nil, refusal("ticket unknown, used or too old")
+		return nil, t.refused.refuse(kindTicket, reasonUnknown, "ticket unknown, used or too old")
 	case err != nil:
 		return nil, fmt.Errorf("take ticket: %w", err)
 	}
 	stored, who, ok := readTicket(payload)
 	if ok && stored.APIKey != "" {
 		if who = t.apiKeys.printed(stored.Subject, stored.APIKey); who == nil {
-			return nil, refusal("the API key that the ticket was issued to is withdrawn")
+			return nil, t.refused.refuse(kindTicket, reasonWithdrawn, "the API key that the ticket was issued to is withdrawn")
 		}
 	}
 	if !ok {
 		// What the decoder has to say may quote the claims.
 		t.log.WarnContext(ctx, "a stored ticket cannot be read", slog.Int("bytes", len(payload)))
-		return nil, refusal("the stored ticket cannot be read")
+		return nil, t.refused.refuse(kindTicket, reasonUnreadable, "the stored ticket cannot be read")
 	}
 	switch now := t.now(); {
 	case stored.Origin != "" && origin != stored.Origin && origin != SameOrigin:
-		return nil, refusal("the ticket was issued to another origin")
+		return nil, t.refused.refuse(kindTicket, reasonOrigin, "the ticket was issued to another origin")
 	case !now.Before(time.UnixMicro(stored.Until)), who.Expired(now):
-		return nil, refusal("ticket unknown, used or too old")
+		return nil, t.refused.refuse(kindTicket, reasonExpired, "ticket unknown, used or too old")
 	}
 	return who, nil
 }

@@ -250,3 +250,47 @@ func TestU1JavaScriptOfTheDocumentSignsLinks(t *testing.T) {
 		t.Errorf("the link opens %d %s, %v", got.code, got.body, err)
 	}
 }
+
+// Refused keys, links and tickets are counted where they are shown, by whatever way, and are in no label.
+func TestU6RefusedCredentialsAreCounted(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	stranger, _ := apiKey(t, auth.APIKey{ID: "stranger", Rights: []auth.Right{auth.Read}})
+	_, entry := apiKey(t, auth.APIKey{ID: "known", Rights: []auth.Right{auth.Read}})
+	path := file(t, "keys.yaml", "keys:\n"+entry)
+	r := w.relay(nil, func(c *relay.Config) {
+		c.Auth.APIKeys = path
+		c.Links.Keys = file(t, "links.yaml", "keys: [{id: one, key: "+strings.Repeat("A", 43)+"}]\n")
+	})
+	n := w.notifier()
+	refuses := func(url, credential string) {
+		t.Helper()
+		got, err := w.do(http.MethodGet, url, credential, nil, "Accept", "text/event-stream")
+		if err != nil || got.code != http.StatusUnauthorized {
+			t.Errorf("got %d, %v, want 401", got.code, err)
+		}
+	}
+	k := instanceURL(r, key("i"))
+	refuses(k, stranger)
+	refuses(k, "srk_rubbish")
+	refuses(k+"?link.aud=customer&link.exp=1&link.kid=one&link.sig="+strings.Repeat("A", 43), "")
+	refuses(k+"?ticket=srt_"+strings.Repeat("A", 43), "")
+	if _, got := w.handshake(r, "?ticket=rubbish", nil, "status.v1.json"); got.code != http.StatusUnauthorized {
+		t.Errorf("a socket: got %d", got.code)
+	}
+	if got, err := w.do(http.MethodPost, n.base+"/v1/updates", stranger, strings.NewReader(progress("i", 1, 1))); err != nil || got.code != http.StatusUnauthorized {
+		t.Errorf("publishing: got %d, %v", got.code, err)
+	}
+	if got := w.metric(r, "statusrelay_auth_refused_total"); got != 5 {
+		t.Errorf("the relay counted %v, want 5", got)
+	}
+	if got := w.metric(n, "statusrelay_auth_refused_total"); got != 1 {
+		t.Errorf("the notifier counted %v, want 1", got)
+	}
+	for _, base := range []string{r.private, n.private} {
+		got, err := w.do(http.MethodGet, base+"/metrics", "", nil)
+		if err != nil || strings.Contains(string(got.body), "stranger") || strings.Contains(string(got.body), "rubbish") {
+			t.Errorf("something of a credential is in the metrics, or %v", err)
+		}
+	}
+}

@@ -401,7 +401,7 @@ func newWorld(t testing.TB, o httpapi.Options, records ...*status.Record) *world
 		cancel()
 		running.Wait()
 	})
-	w.links, w.keys = auth.NewLinks(auth.LinkOptions{}), auth.NewAPIKeys(nil)
+	w.links, w.keys = auth.NewLinks(auth.LinkOptions{}), auth.NewAPIKeys(auth.APIKeyOptions{})
 	w.links.SetKeys([]auth.LinkKey{{ID: "k1", Secret: []byte("0123456789abcdef0123456789abcdef")}})
 	o.Verify = func(ctx context.Context, credential string) (*auth.Principal, error) {
 		if auth.IsAPIKey(credential) {

@@ -328,7 +328,7 @@ func TestRefusedUpdateDoesNotCostItsNeighbours(t *testing.T) {
 // and for many.
 // A key publishes where it is good for and the policy agrees: neither is enough.
 func TestU6KeyPublishesWhereGrantAndPolicyAgree(t *testing.T) {
-	keys := auth.NewAPIKeys(nil)
+	keys := auth.NewAPIKeys(auth.APIKeyOptions{})
 	var kept []auth.APIKey
 	text := map[string]string{}
 	for id, k := range map[string]auth.APIKey{

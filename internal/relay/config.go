@@ -50,11 +50,11 @@ type Links struct {
 }
 
 // load returns the links, nil when there are none.
-func (l Links) load(f *shell.Files) (*auth.Links, error) {
+func (l Links) load(f *shell.Files, refused *auth.Refusals) (*auth.Links, error) {
 	if l.Keys == "" {
 		return nil, nil
 	}
-	return shell.LoadLinks(f, l.Keys, auth.LinkOptions{MaxLife: l.MaxLife})
+	return shell.LoadLinks(f, l.Keys, auth.LinkOptions{MaxLife: l.MaxLife, Refusals: refused})
 }
 
 // Watch bounds what WebSocket clients may do.
@@ -196,7 +196,7 @@ func (c Config) Base() shell.BaseConfig {
 func (c Config) Check() error {
 	log := slog.New(slog.DiscardHandler)
 	_, err := c.Redis.Options(shell.NewFiles(log, nil), log, nil)
-	_, linksErr := c.Links.load(shell.NewFiles(log, nil))
+	_, linksErr := c.Links.load(shell.NewFiles(log, nil), nil)
 	return errors.Join(c.Base().Check(), err, linksErr)
 }
 

@@ -103,7 +103,7 @@ func (r *Relay) parts(links *auth.Links) (err error) {
 		Store: r.store, Policy: r.Policy, DefaultHub: c.DefaultHub, Logger: r.Log, Metrics: r.Metrics,
 	})
 	if links == nil {
-		if links, err = c.Links.load(r.Files); err != nil {
+		if links, err = c.Links.load(r.Files, r.Refusals); err != nil {
 			return err
 		}
 	}
@@ -132,7 +132,7 @@ func (r *Relay) watching(links *auth.Links) {
 		},
 	})
 	source := reader.NewSource(r.hub, r.lists, r.Policy)
-	tickets := auth.NewTickets(auth.TicketOptions{Store: r.store, APIKeys: r.APIKeys, Logger: r.Log})
+	tickets := auth.NewTickets(auth.TicketOptions{Store: r.store, APIKeys: r.APIKeys, Refusals: r.Refusals, Logger: r.Log})
 	api := httpapi.Options{
 		Verify: r.Verify, Source: source, Store: r.store, Tickets: tickets, Links: links,
 		DefaultHub: c.DefaultHub, PublicURL: c.PublicURL,

@@ -53,7 +53,7 @@ func (c BaseConfig) Validate() error {
 // Check reads every file that is named and reports every mistake in them.
 func (c BaseConfig) Check() error {
 	log := slog.New(slog.DiscardHandler)
-	_, err := c.load(NewFiles(log, nil), log, c.Policy != "")
+	_, err := c.load(NewFiles(log, nil), log, c.Policy != "", nil)
 	return err
 }
 
@@ -66,7 +66,7 @@ type loaded struct {
 }
 
 // load reads them all, so that every mistake in them is told at once.
-func (c BaseConfig) load(f *Files, log *slog.Logger, withPolicy bool) (l loaded, err error) {
+func (c BaseConfig) load(f *Files, log *slog.Logger, withPolicy bool, refused *auth.Refusals) (l loaded, err error) {
 	var errs [5]error
 	if withPolicy {
 		l.policy, errs[0] = LoadFile(f, "policy", c.Policy, func(text []byte) (*policy.Policy, error) {
@@ -84,7 +84,7 @@ func (c BaseConfig) load(f *Files, log *slog.Logger, withPolicy bool) (l loaded,
 		l.privateTLS, errs[2] = LoadPair(f, "private_tls", c.PrivateTLS)
 	}
 	if c.Auth.APIKeys != "" {
-		l.apiKeys, errs[3] = LoadAPIKeys(f, c.Auth.APIKeys)
+		l.apiKeys, errs[3] = LoadAPIKeys(f, c.Auth.APIKeys, auth.APIKeyOptions{Refusals: refused})
 	}
 	l.issuers, errs[4] = c.Auth.all()
 	return l, errors.Join(errs[:]...)
@@ -96,7 +96,8 @@ type Base struct {
 	Metrics  *prometheus.Registry
 	Files    *Files
 	Verifier *auth.Verifier
-	APIKeys  *auth.APIKeys // nil: there are none
+	APIKeys  *auth.APIKeys  // nil: there are none
+	Refusals *auth.Refusals // counts credentials that are no tokens
 	Public   net.Listener
 	Private  net.Listener
 
@@ -122,8 +123,8 @@ func NewBase(ctx context.Context, c BaseConfig, g Given) (_ *Base, err error) {
 	if b.proxies, err = NewProxies(c.TrustedProxies, c.ProxyHeaders); err != nil {
 		return nil, err
 	}
-	b.Files = NewFiles(b.Log, b.Metrics)
-	files, err := c.load(b.Files, b.Log, g.Policy == nil)
+	b.Files, b.Refusals = NewFiles(b.Log, b.Metrics), auth.NewRefusals(b.Metrics)
+	files, err := c.load(b.Files, b.Log, g.Policy == nil, b.Refusals)
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +167,7 @@ func (b *Base) Run(ctx context.Context) error { return b.Files.Run(ctx, b.again)
 
 // Verify says whose token or API key that is.
 func (b *Base) Verify(ctx context.Context, credential string) (*auth.Principal, error) {
-	c := auth.Credentials{Tokens: b.Verifier, APIKeys: b.APIKeys}
+	c := auth.Credentials{Tokens: b.Verifier, APIKeys: b.APIKeys, Refusals: b.Refusals}
 	return c.Verify(ctx, credential)
 }
 

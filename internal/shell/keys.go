@@ -9,8 +9,8 @@ import (
 
 // LoadAPIKeys returns the keys of a file of API keys (docs/api-keys.md), and
 // replaces them whenever it changes.
-func LoadAPIKeys(f *Files, path string) (*auth.APIKeys, error) {
-	keys := auth.NewAPIKeys(nil)
+func LoadAPIKeys(f *Files, path string, o auth.APIKeyOptions) (*auth.APIKeys, error) {
+	keys := auth.NewAPIKeys(o)
 	_, err := Load(f, "api_keys", func(open Open) (struct{}, error) {
 		text, err := open(path)
 		if err != nil {
