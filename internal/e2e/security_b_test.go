@@ -1,10 +1,14 @@
 package e2e_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -363,4 +367,76 @@ func TestB6DeadLetterDescriptionsAreShortAndClean(t *testing.T) {
 			t.Errorf("%.40q: is described by itself: %.200s", d.body, d.description)
 		}
 	}
+}
+
+// peak is the most memory that a process has had, in bytes.
+func (p *process) peak(t *testing.T) int64 {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(text), "VmHWM:")
+	var kilobytes int64
+	if _, err := fmt.Sscan(rest, &kilobytes); err != nil {
+		t.Fatal(err)
+	}
+	return kilobytes << 10
+}
+
+// A value that is as large as Redis can hold is a miss like any other garbage, and costs the relay no memory, whoever asks for it, and
+// however many do. Its neighbours are read, and the next update puts it right.
+func TestR3HugestValueCostsNoMemory(t *testing.T) {
+	t.Parallel()
+	const size, most = 512 << 20, 64 << 20
+	w := newWorld(t, nil)
+	p := w.startProcess(build(t, "relay"), "")
+	w.send(progress("good", 1, 40), progress("huge", 1, 1))
+	w.shows(&p.replica, key("good"), 40)
+	w.shows(&p.replica, key("huge"), 1)
+	conn, err := net.Dial("tcp", w.redis.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	name := "statusrelay:{e2e/huge}"
+	if _, err := fmt.Fprintf(conn, "*4\r\n$4\r\nHSET\r\n$%d\r\n%s\r\n$1\r\nr\r\n$%d\r\n", len(name), name, size); err != nil {
+		t.Fatal(err)
+	}
+	for chunk, left := bytes.Repeat([]byte("x"), 1<<20), size; left > 0; left -= len(chunk) {
+		if _, err := conn.Write(chunk); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer := make([]byte, 16)
+	if _, err := fmt.Fprint(conn, "\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := conn.Read(answer); err != nil || string(answer[:n]) != ":0\r\n" {
+		t.Fatalf("redis answered %q, %v", answer[:n], err)
+	}
+	before := p.peak(t)
+	var all sync.WaitGroup
+	for range 2 {
+		all.Go(func() {
+			w.until("it is a miss", func() bool { // and 503 while Redis takes longer than the relay waits
+				return w.get(&p.replica, w.operator, key("huge")).code == http.StatusNotFound
+			})
+		})
+	}
+	all.Wait()
+	w.until("its neighbour is read with it", func() bool {
+		got, err := w.do(http.MethodGet, p.base+"/v1/hubs/e2e/instances?id=huge&id=good", w.operator, nil)
+		return err == nil && got.code == http.StatusOK && strings.Count(string(got.body), `"version"`) == 1 && strings.Contains(string(got.body), `"percent":40`)
+	})
+	if w.metric(&p.replica, "statusrelay_redisstore_corrupt_records_total") < 2 {
+		t.Error("it was not counted")
+	}
+	w.watch(&p.replica, w.operator, key("huge"), key("good")).sees(key("good"), 40)
+	w.send(progress("huge", 2, 50))
+	w.shows(&p.replica, key("huge"), 50)
+	if grown := p.peak(t) - before; grown > most {
+		t.Errorf("the relay took %d MB more", grown>>20)
+	}
+	t.Logf("a value of %d MB: at most %d MB before, %d MB then", size>>20, before>>20, p.peak(t)>>20)
 }

@@ -163,6 +163,9 @@ func (e *encoder) position(p status.Position) {
 // program would not have written. Unknown members it ignores: during an upgrade
 // a newer replica may know more.
 func decode(key status.Key, version, stored string) (*status.Record, error) {
+	if stored == tooLarge || version == tooLarge {
+		return nil, errTooLarge
+	}
 	v, err := strconv.ParseInt(version, 10, 64)
 	if err != nil || v <= 0 || v > status.MaxInteger {
 		return nil, errors.New("version is not an integer from 1 to 2^53-1")

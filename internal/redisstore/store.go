@@ -268,7 +268,8 @@ func newClient(o *Options) redis.UniversalClient {
 }
 
 // dialer replaces go-redis' because that ignores the context while it shakes
-// hands for TLS, and because a session of the Follower must not dial twice.
+// hands for TLS, because a session of the Follower must not dial twice, and because
+// go-redis would take values of any size.
 func dialer(config *tls.Config) func(context.Context, string, string) (net.Conn, error) {
 	plain := &net.Dialer{Timeout: dialTimeout}
 	dial := plain.DialContext
@@ -279,7 +280,11 @@ func dialer(config *tls.Config) func(context.Context, string, string) (net.Conn,
 		if err := mayDial(ctx); err != nil {
 			return nil, err
 		}
-		return dial(ctx, network, addr)
+		conn, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return bounded(conn), nil
 	}
 }
 
