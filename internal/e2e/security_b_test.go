@@ -2,7 +2,6 @@ package e2e_test
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -17,67 +16,6 @@ import (
 	"statusrelay/internal/settings"
 	"statusrelay/internal/status"
 )
-
-// Ids are names and nothing else: each has its own record, in its own hub, whatever it would mean to Redis.
-func TestR1HostileIDsStayInTheirKeys(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, nil)
-	r := w.relay(nil)
-	ids := []string{
-		"{}", "}", "{", "a}b", "{e2e", "i}{e2e", "*", "a*", "[a-z]", "a:b", "statusrelay:{e2e:i}", "a b", "a  b", "a'b", `a"b`, "a%2Fb", "%7D", "%00", "$1", "KEYS[1]",
-		"'; DROP", "é", "e\u0301", "日本語", "😀", "~", "^", "-1", "0", "null", strings.Repeat("x", 256), "a\u00a0b", `"}`, "redis.call('FLUSHALL')",
-	}
-	var bodies []string
-	for i, id := range ids {
-		quoted, err := json.Marshal(id)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for hubNumber, name := range []string{hub, "other"} {
-			k := progress("ID", 1, 2*i+hubNumber)
-			k = strings.Replace(k, `"hub":"e2e"`, fmt.Sprintf(`"hub":%q`, name), 1)
-			bodies = append(bodies, strings.Replace(k, `"ID"`, string(quoted), 1))
-		}
-	}
-	scripts := func() string {
-		for line := range strings.Lines(w.redis.Do("INFO", "memory")) {
-			if n, ok := strings.CutPrefix(strings.TrimSpace(line), "number_of_cached_scripts:"); ok {
-				return n
-			}
-		}
-		return ""
-	}
-	w.send(progress("first", 1, 1))
-	w.shows(r, key("first"), 1)
-	known := scripts()
-	w.send(bodies...)
-	w.settled()
-	if s := w.stats(); s.TotalDeadLettered != 0 {
-		t.Fatalf("%d were refused: %+v", s.TotalDeadLettered, w.deadLetters(int(s.TotalDeadLettered)))
-	}
-	for i, id := range ids {
-		for hubNumber, name := range []string{hub, "other"} {
-			k := status.Key{Hub: name, InstanceID: id}
-			got := w.get(r, w.customer, k)
-			if v := w.view(got.body); got.code != http.StatusOK || v.InstanceID != id || v.Hub != name || v.percent() != 2*i+hubNumber {
-				t.Errorf("%s: got %d %s", k, got.code, got.body)
-			}
-		}
-	}
-	if got, want := w.records(), 1+2*len(ids); got != want {
-		t.Errorf("redis has %d records, want %d", got, want)
-	}
-	for name := range strings.Lines(w.redis.Do("KEYS", "*")) {
-		name = strings.TrimSpace(name)
-		if strings.Count(name, "{") != 1 || strings.Count(name, "}") != 1 || !strings.HasPrefix(name, "statusrelay:") {
-			t.Errorf("a key is %q: not one hash tag below the prefix", name)
-		}
-	}
-	// R4: what is told to Redis changes in its arguments only.
-	if got := scripts(); got != known || known == "" || known == "0" {
-		t.Errorf("redis has %s scripts, had %s before", got, known)
-	}
-}
 
 // What Redis holds is not believed: garbage is as if nothing were there, is counted, and harms nothing else.
 func TestR3GarbageInRedisIsAMiss(t *testing.T) {

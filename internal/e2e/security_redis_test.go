@@ -258,13 +258,15 @@ func (w *world) kill() {
 
 // An id that is a pattern, a path, a hash tag, a separator or Lua elsewhere is one
 // name in Redis, and what is kept below it is one instance of one hub.
-func TestR1HostileIDsStayInTheirOwnKeys(t *testing.T) {
+func TestR1HostileIDsStayInTheirKeys(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, nil)
 	r := w.relay(nil)
 	var keys []status.Key
 	for _, id := range []string{
-		"a", "*", "a*", "?", "[a]", "[^a]*", "{a}", "}a{", "{}", "a}:{" + hub, "a:b", "sweep", "index:{" + hub + "}", "ticket:a", "..", "%2e%2e", "%7Ba%7D", "%",
-		"a b", "a;b", "a|b", "$(id)", "`id`", "';return 1--", `"]] redis.call("FLUSHALL") --[["`, "KEYS[1]", "ARGV[1]", "日本語", "A", strings.Repeat("*", 256),
+		"a", "A", "*", "a*", "?", "[a]", "[^a]*", "{a}", "}a{", "{}", "}", "{", "a}b", "{" + hub, "a}:{" + hub, "a:b", "sweep", "index:{" + hub + "}", "ticket:a",
+		"statusrelay:{" + hub + ":i}", "..", "%2e%2e", "%7Ba%7D", "%", "%00", "a%2Fb", "a b", "a  b", "a\u00a0b", "a;b", "a|b", "a'b", `"}`, "$1", "$(id)", "`id`",
+		"';return 1--", `"]] redis.call("FLUSHALL") --[["`, "KEYS[1]", "ARGV[1]", "日本語", "😀", "é", "e\u0301", "~", "^", "-1", "0", "null", strings.Repeat("*", 256),
 	} {
 		if status.ValidInstanceID(id) != nil {
 			continue // refused at the door: schemas/examples/bad
@@ -274,7 +276,8 @@ func TestR1HostileIDsStayInTheirOwnKeys(t *testing.T) {
 	if len(keys) < 50 {
 		t.Fatalf("only %d ids are valid", len(keys)/2)
 	}
-	socket := w.watch(r, w.operator, keys...)
+	half := len(keys) / 2
+	sockets := []*watcher{w.watch(r, w.operator, keys[:half]...), w.watch(r, w.operator, keys[half:]...)}
 	var bodies []string
 	for i, k := range keys {
 		text, err := json.Marshal(k.InstanceID)
@@ -285,13 +288,18 @@ func TestR1HostileIDsStayInTheirOwnKeys(t *testing.T) {
 		bodies = append(bodies, strings.Replace(body, `"`+hub+`"`, `"`+k.Hub+`"`, 1))
 	}
 	w.send(bodies[0])
-	socket.sees(keys[0], 0)
+	sockets[0].sees(keys[0], 0)
 	w.settled() // it is in its lists too
 	known := w.scripts()
 	w.send(bodies[1:]...)
 	var want []string
 	for i, k := range keys {
-		socket.sees(k, i)
+		sockets[i/half].sees(k, i)
+		if k.InstanceID != ".." { // which a path cannot have
+			if got := w.get(r, w.operator, k); got.code != http.StatusOK || w.view(got.body).percent() != i {
+				t.Errorf("%q: got %d %s, want %d", k, got.code, got.body, i)
+			}
+		}
 		got, err := w.do(http.MethodGet, r.base+"/v1/hubs/"+k.Hub+"/instances?id="+url.QueryEscape(k.InstanceID), w.operator, nil)
 		var found struct{ Instances []view }
 		if err != nil || json.Unmarshal(got.body, &found) != nil || len(found.Instances) != 1 {
