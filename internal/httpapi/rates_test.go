@@ -286,9 +286,9 @@ func TestGuessingIsSlowedDown(t *testing.T) {
 	}
 }
 
-// BenchmarkGet is what a read of one instance costs beside the store and the network, without limits and with those that a caller and an
+// BenchmarkUnchanged is what a read that finds nothing new of one instance costs beside the store and the network, without limits and with those that a caller and an
 // address have by default, of which each answer tells.
-func BenchmarkGet(b *testing.B) {
+func BenchmarkUnchanged(b *testing.B) {
 	for name, o := range map[string]httpapi.Options{
 		"unlimited": {}, "limited": {PerCaller: limit.PerSecond(1e9), PerAddress: limit.PerSecond(1e9)},
 	} {
