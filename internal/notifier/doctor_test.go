@@ -45,7 +45,7 @@ func wantFinding(t *testing.T, f doctor.Finding, outcome doctor.Outcome, words .
 
 func sender() notifier.Config {
 	c := notifier.Defaults()
-	c.ServiceBus.ConnectionString = settings.NewSecret("Endpoint=sb://c4n4ry")
+	c.ServiceBus.ConnectionString = settings.NewSecret("Endpoint=sb://ns.example.net;SharedAccessKeyName=n;SharedAccessKey=c4n4ry")
 	return c
 }
 
