@@ -398,7 +398,7 @@ func TestBrokerAwayIs503(t *testing.T) {
 func TestNotifierWithoutTheRightSaysSo(t *testing.T) {
 	var log strings.Builder
 	a := newAPI(t, func(o *ingestapi.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
-	a.refuse = func(wire.Message) error { return fmt.Errorf("send: %w: a secret cause", status.ErrMayNotPublish) }
+	a.refuse = func(ingestapi.Message) error { return fmt.Errorf("send: %w: a secret cause", status.ErrMayNotPublish) }
 	for _, body := range []string{`{"instanceId":"a"}`, `[{"instanceId":"a"},{"instanceId":"b"}]`} {
 		log.Reset()
 		w := a.post("publisher", body)
@@ -410,7 +410,7 @@ func TestNotifierWithoutTheRightSaysSo(t *testing.T) {
 		}
 	}
 	w := a.post("publisher", `[{"instanceId":"a"},{"nothing":1}]`)
-	if got := read(t, w); w.Code != http.StatusUnprocessableEntity || got.Items[0].Status != 503 || got.Items[0].Title != "The notifier is not allowed to publish." || got.Items[1].Status != 422 {
+	if got := read(t, w); w.Code != http.StatusServiceUnavailable || got.Items[0].Status != 503 || got.Items[0].Title != "The notifier is not allowed to publish." || got.Items[1].Status != 422 {
 		t.Errorf("got %d %s", w.Code, w.Body)
 	}
 }
