@@ -1,10 +1,12 @@
 package hub
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,6 +38,8 @@ type ListSink interface {
 	Wants(k status.Key) bool
 	// Admits reports whether the reader may be shown a record that the query selects.
 	Admits(r *status.Record) bool
+	// Caller names whose list it is. Callers take turns: whoever has many lists read waits for their own, and others do not.
+	Caller() string
 	// Offer names instances that were admitted. whole: they are all that the query selects at the moment, newest change
 	// first, but for more of them behind the limit; otherwise they are some that have changed.
 	Offer(keys []status.Key, whole, more bool)
@@ -65,6 +69,8 @@ const (
 	// maxTouched bounds the instances of an index that have changed and were not looked at; when there are more, its lists are
 	// read as a whole.
 	maxTouched = 2000
+	// maxReading is for how long lists are read as a whole in one go: then it is looked at who else has come meanwhile.
+	maxReading = 100 * time.Millisecond
 )
 
 // Lists knows which queries are watched in this process, and finds the instances that they select: those that there
@@ -265,7 +271,6 @@ func (l *Lists) Run(ctx context.Context, feed ListFeed, store ListStore) error {
 		if err := r.round(ctx); err != nil && ctx.Err() == nil {
 			l.log.WarnContext(ctx, "reading lists", "error", err)
 			r.pause(ctx)
-			l.wake()
 		}
 		pace.Reset(l.options.Pace)
 		select {
@@ -289,33 +294,34 @@ type errand struct {
 	index   *index
 	touched []status.Key
 	lists   []*List // all of the index
-	due     []*List // those of them that are to be read as a whole
 }
 
-// round looks at every index that is in the queue. What it could not finish is in the queue again.
+// round looks at every index that is in the queue, and reads lists that are due. What it could not finish is in the queue again.
 func (r *lister) round(ctx context.Context) error {
-	errands := r.collect()
+	errands, due := r.collect()
 	err := r.subscribe(ctx, errands)
-	for i := range errands {
-		if err == nil {
-			err = r.run(ctx, &errands[i])
+	for len(errands) > 0 && err == nil {
+		if err = r.changes(ctx, &errands[0]); err == nil {
+			errands = errands[1:]
 		}
-		if err != nil {
-			r.postpone(errands[i:])
-			return err
-		}
+	}
+	if err == nil {
+		due, err = r.read(ctx, due)
+	}
+	if r.postpone(errands, due); err != nil {
+		return err
 	}
 	r.wait = 0
 	return nil
 }
 
 // collect empties the queue, and forgets the indexes that nobody watches any more.
-func (r *lister) collect() []errand {
+func (r *lister) collect() (errands []errand, due []*List) {
 	var forgotten []status.Index
 	r.mu.Lock()
 	queue := r.queue
 	r.queue = nil
-	errands := make([]errand, 0, len(queue))
+	errands = make([]errand, 0, len(queue))
 	for _, in := range queue {
 		in.queued = false
 		if len(in.lists) == 0 {
@@ -330,7 +336,7 @@ func (r *lister) collect() []errand {
 			e.lists = append(e.lists, li)
 			if li.due {
 				li.due = false
-				e.due = append(e.due, li)
+				due = append(due, li)
 			}
 		}
 		for k := range in.touched {
@@ -343,21 +349,27 @@ func (r *lister) collect() []errand {
 	if len(forgotten) > 0 {
 		r.feed.UnsubscribeLists(forgotten)
 	}
-	return errands
+	return errands, due
 }
 
-func (r *lister) postpone(errands []errand) {
+// postpone puts what is left of a round into the queue again.
+func (r *lister) postpone(errands []errand, due []*List) {
+	if len(errands)+len(due) == 0 {
+		return
+	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
+	for _, li := range due {
+		li.due = true
+		r.look(li.index)
+	}
 	for _, e := range errands {
-		for _, li := range e.due {
-			li.due = true
-		}
 		for _, k := range e.touched {
 			e.index.touched[k] = struct{}{}
 		}
 		r.look(e.index)
 	}
+	r.mu.Unlock()
+	r.wake()
 }
 
 func (r *lister) subscribe(ctx context.Context, errands []errand) error {
@@ -381,20 +393,31 @@ func (r *lister) subscribe(ctx context.Context, errands []errand) error {
 	return nil
 }
 
-// run looks at what has changed, and reads the lists that are due. What is done is taken off the errand.
-func (r *lister) run(ctx context.Context, e *errand) error {
-	if err := r.changes(ctx, e); err != nil {
-		return err
-	}
-	// Not always the same first: one that fails must not keep the others waiting for ever.
-	rand.Shuffle(len(e.due), func(i, j int) { e.due[i], e.due[j] = e.due[j], e.due[i] })
-	for len(e.due) > 0 {
-		if err := r.whole(ctx, e.due[0]); err != nil {
-			return err
+// read reads lists as a whole, one at least, and returns those that there was no time for.
+func (r *lister) read(ctx context.Context, due []*List) (left []*List, err error) {
+	takeTurns(due)
+	for begin := time.Now(); len(due) > 0; due = due[1:] {
+		if err := r.whole(ctx, due[0]); err != nil {
+			return due, err
 		}
-		e.due = e.due[1:]
+		if time.Since(begin) > maxReading {
+			return due[1:], nil
+		}
 	}
-	return nil
+	return nil, nil
+}
+
+// takeTurns orders lists: one of each caller, then another one of each who has more, and so on. Not always the same first: one
+// that fails must not keep the others waiting for ever.
+func takeTurns(lists []*List) {
+	rand.Shuffle(len(lists), func(i, j int) { lists[i], lists[j] = lists[j], lists[i] })
+	turns, next := make(map[*List]int, len(lists)), map[string]int{}
+	for _, li := range lists {
+		caller := li.sink.Caller()
+		turns[li] = next[caller]
+		next[caller]++
+	}
+	slices.SortStableFunc(lists, func(a, b *List) int { return cmp.Compare(turns[a], turns[b]) })
 }
 
 // changes reads what has changed and makes a difference to some list, once for all of them.

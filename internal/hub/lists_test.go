@@ -23,6 +23,7 @@ type shelf struct {
 	*redis
 	lists   *hub.Lists
 	indexes map[status.Index]bool // guarded by redis.mu
+	delay   time.Duration         // of a look at an index; set before there is a list
 }
 
 func (s *shelf) SubscribeLists(_ context.Context, indexes []status.Index) error {
@@ -54,6 +55,7 @@ func named(indexes []status.Index) (keys []status.Key) {
 }
 
 func (s *shelf) List(_ context.Context, q *status.Query, from status.Cursor, n int) (status.Page, error) {
+	time.Sleep(s.delay)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.log("list", nil); err != nil {
@@ -96,9 +98,12 @@ func (s *shelf) owned(id, owner string, version int64) {
 
 // finder is a reader of a list that admits what does not begin with "x".
 type finder struct {
-	mu    sync.Mutex
-	found []string
+	caller string
+	mu     sync.Mutex
+	found  []string
 }
+
+func (f *finder) Caller() string { return f.caller }
 
 func (f *finder) Wants(status.Key) bool { return true }
 
@@ -258,6 +263,33 @@ func TestListsSurviveAnOutage(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		want(t, "old", old.took(), "a whole=false more=false")
 		want(t, "fresh", strings.Contains(fresh.took(), "b whole=true more=false"), true)
+	})
+}
+
+// Lists are read one after the other. Who has a thousand of them does not keep others waiting, and is not forgotten either.
+func TestCallersTakeTurns(t *testing.T) {
+	shelves(t, hub.ListOptions{Refresh: time.Hour}, func(s *shelf) {
+		s.delay = 30 * time.Millisecond
+		greedy := make([]*finder, 1000)
+		for i := range greedy {
+			greedy[i] = &finder{caller: "greedy"}
+			s.lists.Watch(of(fmt.Sprint("g", i%2)), 10, greedy[i])
+		}
+		time.Sleep(time.Second)
+		for range 3 {
+			modest := []*finder{{caller: "modest"}, {caller: "modest"}}
+			for _, f := range modest {
+				s.lists.Watch(of("alice"), 10, f)
+			}
+			time.Sleep(time.Second)
+			for _, f := range modest {
+				want(t, "who has two", f.took(), " whole=true more=false")
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		for _, f := range greedy {
+			want(t, "who has many", f.took(), " whole=true more=false")
+		}
 	})
 }
 

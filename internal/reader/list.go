@@ -109,6 +109,12 @@ func (l *list) Admits(record *status.Record) bool {
 	return a != nil && l.maySelect(a)
 }
 
+// Caller is asked by the hub.
+func (l *list) Caller() string {
+	who := l.reader.principal.Load()
+	return who.Issuer + "\x00" + who.Subject
+}
+
 // maySelect reports whether the client, as one of an audience, may select by the query's labels: otherwise a list would tell
 // the values of labels that the audience does not see.
 func (l *list) maySelect(a *policy.Audience) bool {
