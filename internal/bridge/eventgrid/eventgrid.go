@@ -279,6 +279,7 @@ func (t *tally) refuse(err error) {
 // publish judges every event by itself and publishes the good ones.
 func (a *api) publish(r *http.Request, who *auth.Principal, events []event) (t tally) {
 	now, rules := a.Now(), a.Policy()
+	parent, state := wire.Trace(r.Header.Get("Traceparent"), strings.Join(r.Header.Values("Tracestate"), ","))
 	messages := make([]Message, 0, len(events))
 	for _, e := range events {
 		u, err := e.update(a.Hubs, now)
@@ -297,7 +298,7 @@ func (a *api) publish(r *http.Request, who *auth.Principal, events []event) (t t
 			continue
 		}
 		m := Message{Message: wire.Message{
-			Update: *u, ID: e.id(), Source: "/hubs/" + u.Hub + "/eventgrid", Traceparent: r.Header.Get("Traceparent"),
+			Update: *u, ID: e.id(), Source: "/hubs/" + u.Hub + "/eventgrid", Traceparent: parent, Tracestate: state,
 		}}
 		if u.RuntimeStatus == status.Completed && a.Hold > 0 {
 			m.At = now.Add(a.Hold)
