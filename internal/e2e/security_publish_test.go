@@ -2,8 +2,12 @@ package e2e_test
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"statusrelay/internal/auth"
+	"statusrelay/internal/notifier"
 )
 
 // What a publisher's headers say is in each of the messages that a request makes. One that is no trace context is in none of them: a
@@ -35,5 +39,53 @@ func TestB3HeadersDoNotSwellMessages(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// Event Grid's handshakes say yes in the name of who shows the credential: to have events delivered here from wherever they say, and to
+// give back what they sent. They say it to those who may publish, and nobody else; and call nobody back.
+func TestB3HandshakesAreForPublishersOnly(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	called := make(chan string, 10)
+	callback := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { called <- r.URL.String() }))
+	defer callback.Close()
+	roles := map[string]any{"roles": []any{"publisher"}}
+	reads, readsEntry := apiKey(t, auth.APIKey{ID: "reads", Rights: []auth.Right{auth.Read}, Claims: roles})
+	nobody, nobodyEntry := apiKey(t, auth.APIKey{ID: "nobody", Rights: []auth.Right{auth.Publish}})
+	writes, writesEntry := apiKey(t, auth.APIKey{ID: "writes", Rights: []auth.Right{auth.Publish}, Hubs: []string{hub}, Claims: roles})
+	path := file(t, "keys.yaml", "keys:\n"+readsEntry+nobodyEntry+writesEntry)
+	n := w.notifier(func(c *notifier.Config) { c.Auth.APIKeys = path })
+	const code = "c0d3"
+	validation := `[{"id":"1","eventType":"Microsoft.EventGrid.SubscriptionValidationEvent","data":{"validationCode":"` + code + `","validationUrl":"` + callback.URL + `"}}]`
+	for _, c := range []struct {
+		who, credential string
+		want            int
+	}{
+		{"a publisher", w.publisher, http.StatusOK},
+		{"a key that may publish", writes, http.StatusOK},
+		{"a customer", w.customer, http.StatusForbidden},
+		{"an operator", w.operator, http.StatusForbidden},
+		{"a key for reading", reads, http.StatusForbidden},
+		{"a key of whom the policy knows nothing", nobody, http.StatusForbidden},
+		{"nobody", "", http.StatusUnauthorized},
+	} {
+		for method, body := range map[string]string{http.MethodOptions: "", http.MethodPost: validation} {
+			got, err := w.do(method, n.base+"/v1/eventgrid", c.credential, strings.NewReader(body), "Aeg-Event-Type", "SubscriptionValidation",
+				"WebHook-Request-Origin", "evil.example", "WebHook-Request-Callback", callback.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			permitted := got.header.Get("WebHook-Allowed-Origin") != "" || strings.Contains(string(got.body), code)
+			if got.code != c.want || permitted != (c.want == http.StatusOK) {
+				t.Errorf("%s: %s was answered with %d %v %s, want %d", c.who, method, got.code, got.header, got.body, c.want)
+			}
+		}
+	}
+	n.stop() // nothing is under way any more
+	select {
+	case url := <-called:
+		t.Errorf("called back: %s", url)
+	default:
 	}
 }

@@ -216,6 +216,17 @@ func (p *Policy) MayPublish(claims map[string]any, hub string, labels map[string
 	return false
 }
 
+// MayPublishSomewhere reports whether a caller with these claims may publish, to any of
+// these hubs or, where none is named, to any at all, an update without labels.
+func (p *Policy) MayPublishSomewhere(claims map[string]any, hubs []string) bool {
+	if len(hubs) == 0 {
+		for _, e := range p.publishers {
+			hubs = append(hubs, e.hubs...)
+		}
+	}
+	return slices.ContainsFunc(hubs, func(hub string) bool { return p.MayPublish(claims, hub, nil) })
+}
+
 // undecided logs that a condition could not be decided, by names that stand in
 // the policy file or are no secret. What the error says may have values in it.
 func (p *Policy) undecided(err error, about ...slog.Attr) {

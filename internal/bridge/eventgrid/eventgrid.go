@@ -172,7 +172,13 @@ func (a *api) authenticate(r *http.Request) (*auth.Principal, error) {
 	if err != nil {
 		return nil, err
 	}
-	if g := who.Grant; g != nil && !slices.Contains(g.Rights, auth.Publish) {
+	var hubs []string
+	if g := who.Grant; g != nil {
+		if hubs = g.Hubs; !slices.Contains(g.Rights, auth.Publish) {
+			return nil, auth.ErrForbidden
+		}
+	}
+	if !a.Policy().MayPublishSomewhere(who.Claims, hubs) {
 		return nil, auth.ErrForbidden
 	}
 	return who, nil
