@@ -5,7 +5,9 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"strconv"
 	"strings"
@@ -70,7 +72,7 @@ type LinkKey struct {
 }
 
 // ParseLinkKeys reads a file of link keys (docs/links.md). read reads the files that it names. Its error is a *FileError with
-// every mistake; the error of read is in it, the content of no file is.
+// every mistake; why a file could not be read is in it, the content of no file is, and nor is a path.
 func ParseLinkKeys(file []byte, read func(path string) ([]byte, error)) ([]LinkKey, error) {
 	var f listFile
 	var keys []LinkKey
@@ -100,6 +102,9 @@ func ParseLinkKeys(file []byte, read func(path string) ([]byte, error)) ([]LinkK
 				break
 			}
 			content, err := read(path)
+			if e, ok := errors.AsType[*fs.PathError](err); ok {
+				err = e.Err // without the path, which is a key where somebody has put one here by mistake
+			}
 			if err != nil {
 				f.complain(inFile, "%v", err)
 				break

@@ -330,3 +330,23 @@ func decimal(hex string) string {
 	_, _ = fmt.Sscanf(hex, "%X", &n)
 	return fmt.Sprint(n)
 }
+
+// A key of links that was put where the path of its file belongs is said neither at the start nor when the file is read again.
+func TestU5KeyInThePlaceOfItsPathIsNotSaid(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	secret := b64([]byte("c4n4ry, 32 bytes and some of it."))
+	path := file(t, "links.yaml", "keys: [{id: good, key: '"+secret+"'}]\n")
+	r := w.relay(nil, func(c *relay.Config) { c.Links.Keys = path })
+	replace(t, path, "keys: [{id: bad, key_file: '"+secret+"'}]\n")
+	w.until("the log says that the file cannot be used", func() bool { return strings.Contains(w.logs.String(), "line 1, column 28") })
+	r.stop()
+	if said := w.logs.String(); strings.Contains(said, secret) || !strings.Contains(said, path) {
+		t.Errorf("the log says\n%s", said)
+	}
+	c := relay.Defaults()
+	c.Links.Keys = path
+	if err := c.Check(); err == nil || !strings.Contains(err.Error(), "links.yaml: line 1, column 28: no such file") || strings.Contains(err.Error(), secret) {
+		t.Errorf("got %v", err)
+	}
+}

@@ -161,6 +161,12 @@ func (s *source) read() error {
 	return err
 }
 
+// paths are those of the files that could be read. What else was opened may be no path: a
+// file that names files may have a secret in the place of one.
+func (s *source) paths() []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(s.seen)), func(path string) bool { return s.seen[path].failure != "" })
+}
+
 func (s *source) changed() bool {
 	for path, was := range s.seen {
 		if sumOf(os.ReadFile(path)) != was {
@@ -203,7 +209,7 @@ func (f *Files) look(asked bool) {
 			continue
 		}
 		err := s.read()
-		paths := slices.Sorted(maps.Keys(s.seen))
+		paths := s.paths()
 		if err != nil {
 			f.failures.WithLabelValues(s.kind).Inc()
 			f.broken.WithLabelValues(s.kind).Set(1)
