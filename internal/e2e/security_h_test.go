@@ -420,7 +420,7 @@ func TestH4CORSMatrix(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
 	r := w.relay(nil, func(c *relay.Config) { c.Origins = []string{portal} })
-	none := w.relay(nil)
+	none, patterns := w.relay(nil), w.relay(nil, func(c *relay.Config) { c.Origins = []string{"*.test", "https://*", "h*"} }) // which are no origins
 	ask := func(r *replica, method, origin string, headers ...string) answer {
 		t.Helper()
 		q, err := http.NewRequestWithContext(w.ctx, method, instanceURL(r, key("i")), nil)
@@ -445,11 +445,12 @@ func TestH4CORSMatrix(t *testing.T) {
 	preflight := []string{"Access-Control-Request-Method", "GET", "Access-Control-Request-Headers", "authorization,if-none-match"}
 	for _, origin := range []string{
 		"https://evil.test", "null", portal + ".evil.test", "https://evil-portal.example", "http://portal.example", portal + ":8443",
-		"https://evil.test/portal.example", portal + "/", "*", portal + "%00.evil.test",
+		"https://evil.test/portal.example", portal + "/", "*", portal + "%00.evil.test", strings.ToUpper(portal),
 	} {
 		for _, got := range []answer{
 			ask(r, http.MethodOptions, origin, preflight...), ask(r, http.MethodGet, origin, "Authorization", "Bearer "+w.operator),
 			ask(none, http.MethodOptions, origin, preflight...), ask(none, http.MethodGet, origin, "Authorization", "Bearer "+w.operator),
+			ask(patterns, http.MethodOptions, origin, preflight...), ask(patterns, http.MethodGet, origin, "Authorization", "Bearer "+w.operator),
 		} {
 			for name := range got.header {
 				if strings.HasPrefix(name, "Access-Control-Allow") {

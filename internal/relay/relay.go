@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -154,13 +155,14 @@ func (r *Relay) watching(links *auth.Links) {
 // routes is what the public listener serves.
 func (r *Relay) routes(pages http.Handler) http.Handler {
 	var api http.Handler = r.api
-	if len(r.config.Origins) > 0 { // an empty list would mean every origin to cors
+	if origins := r.config.Origins; len(origins) > 0 {
 		api = cors.New(cors.Options{
-			AllowedOrigins: r.config.Origins,
-			AllowedMethods: []string{http.MethodGet, http.MethodHead, http.MethodPost},
-			AllowedHeaders: []string{"Authorization", "Content-Type", "If-None-Match", "Prefer", "Last-Event-ID", "Traceparent"},
-			ExposedHeaders: []string{"ETag", "Location", "Retry-After", "Preference-Applied", "RateLimit", "RateLimit-Policy"},
-			MaxAge:         600,
+			// Not AllowedOrigins, in which * stands for anything, and cases are one.
+			AllowOriginFunc: func(origin string) bool { return slices.Contains(origins, origin) },
+			AllowedMethods:  []string{http.MethodGet, http.MethodHead, http.MethodPost},
+			AllowedHeaders:  []string{"Authorization", "Content-Type", "If-None-Match", "Prefer", "Last-Event-ID", "Traceparent"},
+			ExposedHeaders:  []string{"ETag", "Location", "Retry-After", "Preference-Applied", "RateLimit", "RateLimit-Policy"},
+			MaxAge:          600,
 		}).Handler(api)
 	}
 	mux := http.NewServeMux()
