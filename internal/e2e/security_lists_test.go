@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 )
@@ -46,5 +47,52 @@ func TestH7CallerWithManyListsKeepsNobodyWaiting(t *testing.T) {
 	}
 	if n := (read() - before) / instances; n > sockets*lists/4 {
 		t.Errorf("an operator's list came after %.0f of those of a customer", n)
+	}
+}
+
+// Who selects by a label that they do not see, and by a value that is not their own, is answered as if there were no such value: however many
+// instances have it, which the store is not asked.
+func TestH1NoFilterTellsHowMuchOthersHave(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	r := w.relay(nil)
+	bodies := [][]byte{[]byte(progress("mine", 1, 7))}
+	for i := range 2100 { // more than a list of either kind looks at
+		bodies = append(bodies, []byte(strings.Replace(progress(fmt.Sprintf("theirs-%d", i), 1, 40), owner, "u-2", 1)))
+	}
+	w.sender()(bodies...)
+	w.until("all are stored", func() bool { return w.records() >= len(bodies) })
+	list := func(query string) string {
+		return w.request(r, http.MethodGet, "/v1/hubs/"+hub+"/instances"+query, w.customer)
+	}
+	listed := func(query string) string {
+		s := w.stream(r, w.customer, query)
+		defer s.cancel()
+		for told := ""; ; {
+			e, ok := s.next()
+			if told += fmt.Sprintf("%s %s\n", e.name, e.data); !ok || e.name == "listed" {
+				return told
+			}
+		}
+	}
+	read := w.metric(r, "statusrelay_hub_list_reads_total")
+	for _, name := range []string{"", "&name=x", "&runtimeStatus=Running"} {
+		theirs, nobodys := "?label.owner=u-2"+name, "?label.owner=u-3"+name
+		if got, want := list(theirs), list(nobodys); got != want {
+			t.Errorf("%s is answered with %s, and what is nobody's with %s", theirs, got, want)
+		}
+		if got, want := listed(theirs), listed(nobodys); got != want {
+			t.Errorf("%s is streamed as %s, and what is nobody's as %s", theirs, got, want)
+		}
+	}
+	if n := w.metric(r, "statusrelay_hub_list_reads_total") - read; n != 0 {
+		t.Errorf("%.0f instances were read for it", n)
+	}
+	own := "?label.owner=" + owner
+	if got, streamed := list(own), listed(own); !strings.Contains(got, `"mine"`) || !strings.Contains(streamed, `"mine"`) {
+		t.Errorf("%s is answered with %s and streamed as %s", own, got, streamed)
+	}
+	if got := w.request(r, http.MethodGet, "/v1/hubs/"+hub+"/instances?label.owner=u-2", w.operator); !strings.Contains(got, `"theirs-`) {
+		t.Errorf("an operator is answered with %s", got)
 	}
 }

@@ -194,6 +194,9 @@ func (a *API) list(w http.ResponseWriter, r *http.Request, who *auth.Principal, 
 	defer cancel()
 	b := newBody()
 	var soonest time.Duration
+	if !a.o.Source.MaySelect(who, q) {
+		return b.respond(w, tags, soonest), nil
+	}
 	for looked := 0; looked < maxEntries; looked += pageEntries {
 		page, err := a.o.Store.List(reading, q, from, pageEntries)
 		if err != nil {

@@ -38,6 +38,8 @@ type ListSink interface {
 	Wants(k status.Key) bool
 	// Admits reports whether the reader may be shown a record that the query selects.
 	Admits(r *status.Record) bool
+	// MaySelect reports whether the reader may be shown anything that the query selects: else the store is not asked.
+	MaySelect() bool
 	// Caller names whose list it is. Callers take turns: whoever has many lists read waits for their own, and others do not.
 	Caller() string
 	// Offer names instances that were admitted. whole: they are all that the query selects at the moment, newest change
@@ -477,6 +479,10 @@ func (r *lister) latest(ctx context.Context, keys []status.Key) ([]*status.Recor
 
 // whole reads a list from its beginning to its limit.
 func (r *lister) whole(ctx context.Context, li *List) error {
+	if !li.sink.MaySelect() {
+		li.sink.Offer(nil, true, false)
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, r.options.Timeout)
 	defer cancel()
 	var keys []status.Key

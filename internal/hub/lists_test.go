@@ -103,6 +103,8 @@ type finder struct {
 	found  []string
 }
 
+func (f *finder) MaySelect() bool { return true }
+
 func (f *finder) Caller() string { return f.caller }
 
 func (f *finder) Wants(status.Key) bool { return true }

@@ -83,6 +83,17 @@ func (c *condition) holds(claims map[string]any, labels map[string]string, confl
 	return out == types.True, nil
 }
 
+// could reports whether the condition holds for some labels, as far as claims tell. What
+// is an error whatever the labels are holds for none.
+func (c *condition) could(claims map[string]any) bool {
+	input, err := cel.PartialVars(&subject{claims, nil}, cel.AttributePattern("labels"))
+	if err != nil {
+		return true
+	}
+	out, _, err := c.program.Eval(input)
+	return err == nil && (out == types.True || types.IsUnknown(out))
+}
+
 // subject is the input of an evaluation (interpreter.Activation).
 type subject struct {
 	claims map[string]any

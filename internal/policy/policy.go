@@ -197,6 +197,36 @@ func (a *Audience) MaySelectBy(claims map[string]any, _, value string) bool {
 	return false
 }
 
+// MaySelect reports whether a query may select anything that a caller with these claims is
+// admitted to and may select so. Where it may not, nobody need look: how much there is
+// that others own, and how long it takes to pass over it, is nothing to tell.
+func (p *Policy) MaySelect(claims map[string]any, q *status.Query) bool {
+	section, listed := p.hubs[q.Hub]
+	if !listed {
+		section = p.hubs[wildcard]
+	}
+	for _, r := range section {
+		if q.Name != "" && r != p.rule(q.Hub, q.Name) {
+			continue
+		}
+		for _, a := range r.audiences {
+			if a.maySelectBy(claims, q.Labels) && a.when.could(claims) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (a *Audience) maySelectBy(claims map[string]any, labels map[string]string) bool {
+	for label, value := range labels {
+		if !a.MaySelectBy(claims, label, value) {
+			return false
+		}
+	}
+	return true
+}
+
 // MayPublish reports whether a caller with these claims may publish an update
 // with these labels to the hub: whether any publisher entry that covers the hub
 // admits it.

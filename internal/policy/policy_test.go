@@ -266,6 +266,60 @@ func TestFilterIsNoOracleForHiddenLabels(t *testing.T) {
 	}
 }
 
+// A query is worth looking for as soon as the caller might be shown anything by it, whatever labels there are; and where they
+// cannot, it is not, so that nothing tells how much others have.
+func TestQueryIsLookedForIfItCouldSelectAnything(t *testing.T) {
+	claims := map[string]any{"sub": "u-1", "roles": []any{"support"}, "region": "eu", "tid": "t-1"}
+	labels := []map[string]string{
+		nil, {"owner": "u-1"}, {"owner": "u-2"}, {"owner": "u-2", "region": "eu"}, {"owner": "t-1", "region": "us"}, {"region": "eu", "x": "1"},
+	}
+	for condition, may := range map[string]bool{
+		"true":                                                       true,
+		"labels.owner == claims.sub":                                 true,
+		"labels.owner == claims.missing":                             false,
+		"'operator' in claims.roles":                                 false,
+		"'support' in claims.roles":                                  true,
+		"claims.missing || has(labels.x)":                            true,
+		"has(labels.x) || claims.missing":                            true,
+		"has(labels.x) && claims.missing":                            true, // false where there is none
+		"'operator' in claims.roles && has(labels.x)":                false,
+		"has(claims.missing) && labels.owner == claims.missing":      false,
+		"labels.exists(k, labels[k] == claims.sub)":                  true,
+		"size(labels) == 0":                                          true,
+		"claims.region in labels && labels[claims.region] == 'x'":    true,
+		"has(labels.region) ? labels.region == claims.region : true": true,
+	} {
+		for _, see := range []string{"{labels: true}", "{customStatus: all}"} {
+			p := parse(t, "version: 1\nhubs: {h: {orchestrators: {'*': {audiences: [{name: a, when: \""+condition+"\", see: "+see+"}]}}}}")
+			if got := p.MaySelect(claims, &status.Query{Hub: "h"}); got != may {
+				t.Errorf("%s: %v, want %v", condition, got, may)
+			}
+			if p.MaySelect(claims, &status.Query{Hub: "other"}) {
+				t.Errorf("%s: a hub that nothing is said of may be selected from", condition)
+			}
+			for _, has := range labels {
+				r := &status.Record{Hub: "h", InstanceID: "i", Name: "n", Labels: has}
+				a := p.Audience(claims, r)
+				for name, value := range has {
+					for _, q := range []*status.Query{{Hub: "h", Labels: map[string]string{name: value}}, {Hub: "h", Name: "n", Labels: has}} {
+						selected := a != nil
+						for label, value := range q.Labels {
+							selected = selected && a.MaySelectBy(claims, label, value)
+						}
+						if selected && !p.MaySelect(claims, q) {
+							t.Errorf("%s, %s: %v would be selected, and is not looked for", condition, see, has)
+						}
+					}
+				}
+			}
+		}
+	}
+	hidden := parse(t, "version: 1\nhubs: {h: {orchestrators: {'*': {audiences: [{name: a, when: \"labels.owner == claims.sub\", see: {customStatus: all}}]}}}}")
+	if hidden.MaySelect(claims, &status.Query{Hub: "h", Labels: map[string]string{"owner": "u-2"}}) {
+		t.Error("another's label is looked for")
+	}
+}
+
 func TestFilterKeepsTheUnionOfAllAudiences(t *testing.T) {
 	const in = `{"a":{"x":1,"y":2},"b":3,"c":[{"d":4,"e":5}]}`
 	audiences := func(see ...string) string {

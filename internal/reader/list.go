@@ -109,6 +109,9 @@ func (l *list) Admits(record *status.Record) bool {
 	return a != nil && l.maySelect(a)
 }
 
+// MaySelect is asked by the hub.
+func (l *list) MaySelect() bool { return l.reader.source.MaySelect(l.reader.principal.Load(), l.query) }
+
 // Caller is asked by the hub.
 func (l *list) Caller() string {
 	who := l.reader.principal.Load()

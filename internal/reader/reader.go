@@ -82,6 +82,15 @@ func audience(p *policy.Policy, who *auth.Principal, r *status.Record) *policy.A
 	return p.Named(r, who.Grant.Link.Audience)
 }
 
+// MaySelect reports whether somebody may be shown anything that a query selects. Where they may not, the store is not asked:
+// what it takes to find nothing would tell them how much there is.
+func (s *Source) MaySelect(who *auth.Principal, q *status.Query) bool {
+	if g := who.Grant; g != nil && g.Link != nil {
+		return true // it is the instance that decides
+	}
+	return who.May(auth.Read, q.Hub) && s.policy().MaySelect(who.Claims, q)
+}
+
 // A Sink is told that its reader has events.
 type Sink interface {
 	// Wake must not block and must not use the reader.
