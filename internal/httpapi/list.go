@@ -15,7 +15,6 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"statusrelay/internal/auth"
-	"statusrelay/internal/policy"
 	"statusrelay/internal/reader"
 	"statusrelay/internal/status"
 )
@@ -205,7 +204,7 @@ func (a *API) list(w http.ResponseWriter, r *http.Request, who *auth.Principal, 
 		for i, record := range page.Records {
 			record = a.aged(record)
 			audience := a.o.Source.Audience(who, record)
-			if audience == nil || !maySelect(audience, who, q) {
+			if audience == nil || !audience.MaySelectByAll(who.Claims, q.Labels) {
 				continue
 			}
 			b.add(seen{record, audience.View(record)})
@@ -225,16 +224,6 @@ func (a *API) list(w http.ResponseWriter, r *http.Request, who *auth.Principal, 
 		b.cursor = cursorOf(from, scopeOf(who, q))
 	}
 	return b.respond(w, tags, soonest), nil
-}
-
-// maySelect reports whether a caller may select by all of the query's labels.
-func maySelect(audience *policy.Audience, who *auth.Principal, q *status.Query) bool {
-	for label, value := range q.Labels {
-		if !audience.MaySelectBy(who.Claims, label, value) {
-			return false
-		}
-	}
-	return true
 }
 
 // A body is the answer with several instances. Its ETag depends on what the views' do, on their order, and on whether there are

@@ -210,7 +210,7 @@ func (p *Policy) MaySelect(claims map[string]any, q *status.Query) bool {
 			continue
 		}
 		for _, a := range r.audiences {
-			if a.maySelectBy(claims, q.Labels) && a.when.could(claims) {
+			if a.MaySelectByAll(claims, q.Labels) && a.when.could(claims) {
 				return true
 			}
 		}
@@ -218,7 +218,8 @@ func (p *Policy) MaySelect(claims map[string]any, q *status.Query) bool {
 	return false
 }
 
-func (a *Audience) maySelectBy(claims map[string]any, labels map[string]string) bool {
+// MaySelectByAll is MaySelectBy for every label that a query names.
+func (a *Audience) MaySelectByAll(claims map[string]any, labels map[string]string) bool {
 	for label, value := range labels {
 		if !a.MaySelectBy(claims, label, value) {
 			return false

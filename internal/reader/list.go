@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"statusrelay/internal/hub"
-	"statusrelay/internal/policy"
 	"statusrelay/internal/status"
 )
 
@@ -105,8 +104,10 @@ func (l *list) Wants(k status.Key) bool {
 
 // Admits is asked by the hub.
 func (l *list) Admits(record *status.Record) bool {
-	a := l.reader.source.Audience(l.reader.principal.Load(), record)
-	return a != nil && l.maySelect(a)
+	who := l.reader.principal.Load()
+	a := l.reader.source.Audience(who, record)
+	// Who does not see a label is not told its values by a list either.
+	return a != nil && a.MaySelectByAll(who.Claims, l.query.Labels)
 }
 
 // MaySelect is asked by the hub.
@@ -116,17 +117,6 @@ func (l *list) MaySelect() bool { return l.reader.source.MaySelect(l.reader.prin
 func (l *list) Caller() string {
 	who := l.reader.principal.Load()
 	return who.Issuer + "\x00" + who.Subject
-}
-
-// maySelect reports whether the client, as one of an audience, may select by the query's labels: otherwise a list would tell
-// the values of labels that the audience does not see.
-func (l *list) maySelect(a *policy.Audience) bool {
-	for label, value := range l.query.Labels {
-		if !a.MaySelectBy(l.reader.principal.Load().Claims, label, value) {
-			return false
-		}
-	}
-	return true
 }
 
 // Offer is called by the hub.

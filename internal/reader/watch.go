@@ -256,7 +256,7 @@ func (w *watch) settle(snapshot *hub.Snapshot, e *Event, ok bool) {
 	wanted := x.named
 	var left []*list
 	for i, m := range x.members {
-		fits := w.shown && m.list.query.Match(snapshot.Record) && m.list.maySelect(w.audience)
+		fits := w.shown && m.list.query.Match(snapshot.Record) && w.audience.MaySelectByAll(r.principal.Load().Claims, m.list.query.Labels)
 		wanted = wanted || fits || m.joined
 		switch {
 		case fits && !m.joined:
