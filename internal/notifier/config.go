@@ -37,6 +37,7 @@ type Config struct {
 	Redis       shell.Redis      `koanf:"redis"` // no address: the notifier uses none
 	Idempotency Idempotency      `koanf:"idempotency"`
 	EventGrid   EventGrid        `koanf:"eventgrid"`
+	Bridge      Bridge           `koanf:"bridge"` // no URL: there is none
 	Limits      shell.Door       `koanf:"limits"`
 }
 
@@ -106,6 +107,7 @@ func Defaults() Config {
 		Redis:         shell.Redis{Prefix: "statusrelay"},
 		Idempotency:   Idempotency{TTL: 24 * time.Hour},
 		EventGrid:     EventGrid{Hold: 3 * time.Second, MaxBodyBytes: 2 << 20, MaxEvents: 5000},
+		Bridge:        defaultBridge(),
 		Limits:        shell.DefaultDoor(),
 	}
 }
@@ -137,7 +139,7 @@ func (c Config) Validate() error {
 	if c.Rate <= 0 {
 		errs = append(errs, errors.New("rate: not positive"))
 	}
-	errs = append(errs, c.Base().Validate(), c.ServiceBus.Validate(), c.Redis.Validate(), c.EventGrid.validate(), c.Limits.Validate())
+	errs = append(errs, c.Base().Validate(), c.ServiceBus.Validate(), c.Redis.Validate(), c.EventGrid.validate(), c.Limits.Validate(), c.validateBridge())
 	return errors.Join(errs...)
 }
 

@@ -1,9 +1,9 @@
-// Package notifier is the publishing side: it takes updates in over HTTP,
-// stamps what the broker can use (message id, session id, properties, trace)
-// and publishes them to the topic.
+// Package notifier is the publishing side: it takes updates in over HTTP, or reads
+// them from a function app that does not publish by itself, stamps what the broker
+// can use (message id, session id, properties, trace) and publishes them to the topic.
 //
 // New binds the ports and starts nothing; Run serves until its context ends and
-// then stops in order: unready, drain HTTP, flush what the publisher holds.
+// then stops in order: unready, bridge no more, drain HTTP, flush what the publisher holds.
 package notifier
 
 import (
@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"statusrelay/internal/bridge/durablehttp"
 	"statusrelay/internal/bridge/eventgrid"
 	"statusrelay/internal/claim"
 	"statusrelay/internal/documents"
@@ -38,7 +39,8 @@ type Notifier struct {
 	*shell.Base
 	config    Config
 	publisher *servicebus.Publisher
-	store     *redisstore.Store // nil: without Redis
+	store     *redisstore.Store   // nil: without Redis
+	bridge    *durablehttp.Bridge // nil: there is none
 	public    *http.Server
 	admin     *http.Server
 	stopping  atomic.Bool
@@ -62,6 +64,10 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 	if err != nil {
 		n.release()
 		return nil, fmt.Errorf("service bus: %w", err)
+	}
+	if n.bridge, err = n.newBridge(); err != nil {
+		n.release()
+		return nil, err
 	}
 	door := limit.NewDoor(limit.PerSecond(c.Limits.RequestsPerAddress), limit.NewFailures(limit.PerSecond(c.Limits.FailuresPerAddress)))
 	ingest := ingestapi.Options{
@@ -184,12 +190,24 @@ func (n *Notifier) Run(ctx context.Context) error {
 	parts.Go(func() error { return n.Verifier.Run(live) })
 	parts.Go(func() error { return shell.Serve(n.public, n.Public) })
 	parts.Go(func() error { return shell.Serve(n.admin, n.Private) })
+	bridging, stopBridging := context.WithCancel(live)
+	defer stopBridging()
+	bridged := make(chan struct{})
+	parts.Go(func() error {
+		defer close(bridged)
+		if n.bridge == nil {
+			return nil
+		}
+		return n.bridge.Run(bridging)
+	})
 	n.Log.Info("notifier serves", "listen", n.Addr().String(), "private", n.PrivateAddr().String(), "version", telemetry.Version())
 	select {
 	case <-ctx.Done():
 	case <-live.Done(): // a part failed
 	}
 	n.stopping.Store(true)
+	stopBridging()
+	<-bridged // it publishes no more
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.config.DrainTimeout)
 	defer cancel()
 	err := errors.Join(
