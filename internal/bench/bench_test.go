@@ -47,7 +47,7 @@ const (
 const roleVariable = "STATUSRELAY_BENCH_ROLE"
 
 // setup is what a child process is told, as JSON in setupVariable.
-type setup struct{ Bus, Redis, Issuer string }
+type setup struct{ Bus, Redis, Issuer, Functions string }
 
 const setupVariable = "STATUSRELAY_BENCH_SETUP"
 
@@ -64,7 +64,9 @@ func TestMain(m *testing.M) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { _, _ = io.Copy(io.Discard, os.Stdin); cancel() }()
-	if err := map[string]func(context.Context, setup) error{"bus": serveBus, "floor": serveFloor, "relay": serveRelay}[role](ctx, s); err != nil {
+	if err := map[string]func(context.Context, setup) error{
+		"bus": serveBus, "floor": serveFloor, "relay": serveRelay, "functions": serveFunctions, "notifier": serveNotifier,
+	}[role](ctx, s); err != nil {
 		fmt.Fprintln(os.Stderr, role+":", err)
 		os.Exit(1)
 	}
@@ -129,6 +131,7 @@ func newRelay(ctx context.Context, s setup) (*relay.Relay, error) {
 	c.ServiceBus.ConnectionString, c.ServiceBus.Topic, c.Subscription = settings.NewSecret(devbus.ConnectionString(s.Bus)), topic, subscription
 	c.Redis.Addrs = []string{s.Redis}
 	c.DrainTimeout = time.Second
+	c.Bridge.Hubs = []string{bridgedHub}
 	c.Read.MaxPerCaller, c.Watch.MaxWatches = c.Read.MaxStreams, 1000 // the benchmarks are one caller
 	c.Limits = relay.Limits{                                          // so are these: they cost what they cost, and nothing reaches them
 		RequestsPerCaller: 1e9, Door: shell.Door{RequestsPerAddress: 1e9, FailuresPerAddress: 1e9}, HandshakesPerAddress: 1e9, Handshakes: 1e9, SocketsPerCaller: 1e9,
