@@ -96,3 +96,45 @@ func TestH1NoFilterTellsHowMuchOthersHave(t *testing.T) {
 		t.Errorf("an operator is answered with %s", got)
 	}
 }
+
+// Whoever may publish to a hub cannot choose who reads an instance of somebody else's, by a name that others may read: it is for those
+// who may read it under each of its names.
+func TestH1AnotherNameOpensNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	r := w.relay(w.policy(`
+version: 1
+hubs:
+  ` + hub + `:
+    orchestrators:
+      Orders:
+        audiences:
+          - {name: operators, when: "'operator' in claims.roles", see: {customStatus: [/percent, /iban]}}
+      Promotions:
+        audiences:
+          - {name: everybody, when: "true", see: {customStatus: all}}
+`))
+	n := w.notifier()
+	say := func(id, name, rest string) {
+		w.post(n, fmt.Sprintf(`{"hub":%q,"instanceId":%q,"name":%q,"generation":1700000000000%s}`, hub, id, name, rest))
+	}
+	say("o-1", "Orders", `,"sequence":1,"customStatus":{"percent":40,"iban":"c4n4ry"}`)
+	say("p-1", "Promotions", `,"sequence":1,"customStatus":{"percent":1}`)
+	w.settled()
+	v := w.watch(r, w.customer, key("o-1"), key("p-1"))
+	v.sees(key("p-1"), 1)
+	say("o-1", "Promotions", `,"labels":{"owner":"u-1001"}`)
+	say("p-1", "Promotions", `,"sequence":2,"customStatus":{"percent":2}`)
+	w.settled()
+	v.sees(key("p-1"), 2)
+	if got := w.get(r, w.customer, key("o-1")); got.code != http.StatusNotFound {
+		t.Errorf("a customer got %d %s", got.code, got.body)
+	}
+	if said := v.everything(); strings.Contains(said, "c4n4ry") || strings.Contains(said, `"o-1","version"`) {
+		t.Errorf("a customer was told %s", said)
+	}
+	got := w.get(r, w.operator, key("o-1"))
+	if view := w.view(got.body); got.code != http.StatusOK || view.percent() != 40 || view.Name != "Promotions" {
+		t.Errorf("an operator got %d %s, want the greater of the names", got.code, got.body)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -117,7 +118,7 @@ type compiler struct {
 }
 
 func (c *compiler) policy(root *value) *Policy {
-	p := &Policy{hubs: map[string]map[string]*rule{}, projectors: c.projectors}
+	p := &Policy{hubs: map[string]map[string]*rule{}, common: new(sync.Map), projectors: c.projectors}
 	for _, hub := range root.get("hubs").each() {
 		c.hub(hub.name, hub.at)
 		section := map[string]*rule{}
@@ -201,7 +202,7 @@ func (c *compiler) rule(v *value) *rule {
 		}
 		r.union.output = r.union.output || sees.output
 		r.union.failure = r.union.failure || sees.failure
-		r.audiences = append(r.audiences, &Audience{name, c.condition(a.get("when")), sees, c.projectors})
+		r.audiences = append(r.audiences, &Audience{name: name, when: c.condition(a.get("when")), sees: sees, projectors: c.projectors})
 	}
 	return r
 }

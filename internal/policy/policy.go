@@ -25,6 +25,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"statusrelay/internal/status"
@@ -44,6 +45,7 @@ func Development() []byte { return slices.Clone(development) }
 // Policy is a policy file, compiled.
 type Policy struct {
 	hubs       map[string]map[string]*rule // by hub, then by orchestrator name
+	common     *sync.Map                   // [2]*Audience to the *Audience that sees what both do
 	publishers []publisher
 	projectors *projectors
 	log        *slog.Logger
@@ -63,11 +65,13 @@ type sight struct {
 }
 
 // Audience is a group of callers that see the same. Pointers to it are stable:
-// one per audience of the file for the life of its Policy.
+// one per audience of the file, and per pair of them that records need, for the life of
+// its Policy.
 type Audience struct {
 	name       string
 	when       *condition
 	sees       sight
+	also       []*fields // what of its custom status others see as well; nil: there are no others
 	projectors *projectors
 }
 
@@ -135,35 +139,68 @@ func (p *Policy) Filter(u *status.Update) {
 // Audience returns the first audience in file order that admits a caller with
 // these claims to the record, or nil when none does; nobody is admitted to a
 // tombstone. The caller must answer nil exactly as if there were no record.
+//
+// An instance to which publishers gave several names is for those who are admitted
+// under each, and they see what they would see under all: what was published under
+// the one is not for whoever may read the other.
 func (p *Policy) Audience(claims map[string]any, r *status.Record) *Audience {
-	if r.Purged {
+	return p.underEachName(r, func(of *rule) *Audience {
+		for _, a := range of.audiences {
+			ok, err := a.when.holds(claims, r.Labels, r.Conflicts)
+			if err != nil {
+				p.undecided(err, slog.String("audience", a.name), slog.String("hub", r.Hub), slog.String("orchestrator", r.Name))
+			}
+			if ok {
+				return a
+			}
+		}
+		return nil
+	})
+}
+
+// underEachName returns the audience that sees what those do which admit finds in the
+// rule of each of the record's names; nil when it finds none in any of them.
+func (p *Policy) underEachName(r *status.Record, admit func(*rule) *Audience) *Audience {
+	if r.Purged || len(r.OtherNames) == status.MaxOtherNames {
 		return nil
 	}
-	for _, a := range p.rule(r.Hub, r.Name).audiences {
-		ok, err := a.when.holds(claims, r.Labels, r.Conflicts)
-		if err != nil {
-			p.undecided(err, slog.String("audience", a.name), slog.String("hub", r.Hub), slog.String("orchestrator", r.Name))
-		}
-		if ok {
-			return a
+	first := p.rule(r.Hub, r.Name)
+	a := admit(first)
+	for _, name := range r.OtherNames {
+		if of := p.rule(r.Hub, name); a != nil && of != first {
+			a = p.both(a, admit(of))
 		}
 	}
-	return nil
+	return a
+}
+
+// both returns the audience that sees what both see, nil if either is.
+func (p *Policy) both(a, b *Audience) *Audience {
+	if a == nil || b == nil || a == b {
+		return b
+	}
+	pair := [2]*Audience{a, b}
+	if known, ok := p.common.Load(pair); ok {
+		return known.(*Audience)
+	}
+	sees := sight{a.sees.customStatus, a.sees.output && b.sees.output, a.sees.failure && b.sees.failure, a.sees.labels && b.sees.labels}
+	also := append(slices.Clip(slices.Clone(a.also)), append([]*fields{b.sees.customStatus}, b.also...)...)
+	known, _ := p.common.LoadOrStore(pair, &Audience{name: a.name, when: a.when, sees: sees, also: also, projectors: p.projectors})
+	return known.(*Audience)
 }
 
 // Named returns the audience of that name among those of the record, whoever
 // asks, or nil when there is none; nobody is admitted to a tombstone. It is for
 // those to whom an audience was granted itself, by a signed link.
 func (p *Policy) Named(r *status.Record, name string) *Audience {
-	if r.Purged {
-		return nil
-	}
-	for _, a := range p.rule(r.Hub, r.Name).audiences {
-		if a.name == name {
-			return a
+	return p.underEachName(r, func(of *rule) *Audience {
+		for _, a := range of.audiences {
+			if a.name == name {
+				return a
+			}
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // StaleAfter returns for how long the record may be silent before it counts as
@@ -289,6 +326,10 @@ func Scope(r *status.Record) string {
 	}
 	b = appendText(b, r.Hub)
 	b = appendText(b, r.Name)
+	b = binary.AppendUvarint(b, uint64(len(r.OtherNames)))
+	for _, name := range r.OtherNames {
+		b = appendText(b, name)
+	}
 	b = binary.AppendUvarint(b, uint64(len(sorted)))
 	for _, name := range sorted {
 		b = appendText(b, name)

@@ -572,6 +572,8 @@ func TestScopeTellsApartWhatAudiencesDependOn(t *testing.T) {
 		"base":                vary(func(*status.Record) {}),
 		"hub":                 vary(func(r *status.Record) { r.Hub = "H" }),
 		"name":                vary(func(r *status.Record) { r.Name = "N" }),
+		"another name":        vary(func(r *status.Record) { r.OtherNames = []string{"m"} }),
+		"other names":         vary(func(r *status.Record) { r.OtherNames = []string{"m", "l"} }),
 		"no name":             vary(func(r *status.Record) { r.Name = "" }),
 		"hub and name shift":  vary(func(r *status.Record) { r.Hub, r.Name = "hn", "" }),
 		"no labels":           vary(func(r *status.Record) { r.Labels = nil }),

@@ -84,14 +84,19 @@ func (a *Audience) View(r *status.Record) View {
 
 // customStatus is what the audience may see of the custom status, null if that is nothing. It may be the projector's.
 func (a *Audience) customStatus(r *status.Record, p *projector) []byte {
-	switch custom := []byte(r.Progress.CustomStatus); {
-	case custom == nil:
+	custom := []byte(r.Progress.CustomStatus)
+	if custom == nil {
 		return []byte("null")
-	case a.sees.customStatus.sees():
-		return custom
-	default:
-		return p.project(a.sees.customStatus, custom)
 	}
+	if !a.sees.customStatus.sees() {
+		custom = p.project(a.sees.customStatus, custom)
+	}
+	for _, f := range a.also {
+		if !f.sees() {
+			custom = p.project(f, bytes.Clone(custom)) // which may be the projector's
+		}
+	}
+	return custom
 }
 
 // Values returns what the audience may see of a record, for forms other than View's: its custom status, null if that is

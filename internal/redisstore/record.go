@@ -24,6 +24,14 @@ func encode(r *status.Record) ([]byte, error) {
 	e.text("hub", r.Hub)
 	e.text("id", r.InstanceID)
 	e.textIf("name", r.Name)
+	if len(r.OtherNames) > 0 {
+		e.open("otherNames", '[')
+		for _, name := range r.OtherNames {
+			e.comma()
+			e.quote(name)
+		}
+		e.close(']')
+	}
 	e.integerIf("gen", r.Generation)
 	if r.Purged {
 		e.raw("purged", "true")
@@ -205,6 +213,14 @@ func check(r *status.Record) error {
 	}
 	if len(r.Labels)+len(r.Conflicts) > status.MaxRecordLabels {
 		return errors.New("too many labels")
+	}
+	if len(r.OtherNames) > status.MaxOtherNames {
+		return errors.New("too many names")
+	}
+	for i, name := range append([]string{r.Name}, r.OtherNames...)[1:] {
+		if name == "" || i == 0 && name >= r.Name || i > 0 && name >= r.OtherNames[i-1] {
+			return errors.New("names are not sorted")
+		}
 	}
 	if !slices.IsSorted(r.Conflicts) {
 		return errors.New("conflicts are not sorted")

@@ -129,7 +129,8 @@ func TestStoredFormIsThatOfTheTags(t *testing.T) {
 			},
 			CreatedTime: time.Unix(3, 0).UTC(), LastUpdatedTime: time.Unix(4, 999_999_999).UTC(),
 			ExecutionID: "e", ParentInstanceID: "p", RootInstanceID: "r",
-			Labels: map[string]string{"": "", "a": "b"}, Conflicts: []string{"c", "d"},
+			OtherNames: []string{"b", "a"},
+			Labels:     map[string]string{"": "", "a": "b"}, Conflicts: []string{"c", "d"},
 		},
 	} {
 		form, err := json.Marshal(&want)

@@ -25,6 +25,9 @@ const (
 	MaxInteger      = 1<<53 - 1
 	// MaxRecordLabels bounds what the labels of many updates add up to.
 	MaxRecordLabels = 64
+	// MaxOtherNames bounds the names of an instance besides the one that is shown. So
+	// many are too many: nobody may read it.
+	MaxOtherNames = 3
 
 	// GenerationLead is how far a generation may lie in the future. One that is
 	// stamped further ahead would make all later executions look old.

@@ -202,7 +202,6 @@ func (r *Record) mergeShown(u *Update) (changed bool) {
 		have *string
 		said string
 	}{
-		{&r.Name, u.Name},
 		{&r.ExecutionID, u.ExecutionID},
 		{&r.ParentInstanceID, u.ParentInstanceID},
 		{&r.RootInstanceID, u.RootInstanceID},
@@ -211,6 +210,25 @@ func (r *Record) mergeShown(u *Update) (changed bool) {
 			*f.have, changed = f.said, true
 		}
 	}
+	return r.mergeName(u.Name) || changed
+}
+
+// mergeName shows the greater of two names and keeps the other: what was published under the one is not for whoever may read the
+// other alone.
+func (r *Record) mergeName(said string) (changed bool) {
+	switch {
+	case said == "" || said == r.Name || slices.Contains(r.OtherNames, said):
+		return false
+	case r.Name == "":
+		r.Name = said
+		return true
+	}
+	names := append([]string{r.Name, said}, r.OtherNames...)
+	slices.Sort(names)
+	slices.Reverse(names)
+	others := names[1:min(len(names), 1+MaxOtherNames)]
+	changed = r.Name != names[0] || !slices.Equal(r.OtherNames, others)
+	r.Name, r.OtherNames = names[0], others
 	return changed
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 
@@ -43,7 +44,7 @@ func randomUpdates(rng *rand.Rand) []status.Update {
 			Hub: "h", InstanceID: "i",
 			Generation: ptr(int64(rng.IntN(3))), Sequence: ptr(int64(rng.IntN(4))),
 			Kind:        []status.Kind{status.KindSnapshot, status.KindProgress, status.KindLifecycle, status.KindPurged}[min(rng.IntN(10)/3, 3)],
-			Name:        pick("", "A", "B"),
+			Name:        pick("", "A", "A", "B", "C", "D", "E"),
 			ExecutionID: pick("", "x", "y"),
 		}
 		if rng.IntN(4) > 0 {
@@ -176,6 +177,14 @@ func TestMergeRules(t *testing.T) {
 		}, func(r *status.Record) bool {
 			return r.Generation == 101 && r.Progress.CustomStatus == nil && r.Labels == nil
 		}},
+		{"the greatest name is shown and the others are kept", []status.Update{
+			up(func(u *status.Update) { u.Name = "B" }), up(func(u *status.Update) { u.Name = "C" }),
+			up(func(u *status.Update) { u.Name = "A" }), up(func(u *status.Update) { u.Name = "B" }),
+		}, func(r *status.Record) bool { return r.Name == "C" && slices.Equal(r.OtherNames, []string{"B", "A"}) }},
+		{"a newer generation has its own names", []status.Update{
+			up(func(u *status.Update) { u.Name = "B" }), up(func(u *status.Update) { u.Name = "C" }),
+			up(func(u *status.Update) { u.Generation, u.Name = ptr(101), "A" }),
+		}, func(r *status.Record) bool { return r.Name == "A" && r.OtherNames == nil }},
 		{"older generation is dropped, labels included", []status.Update{running, up(func(u *status.Update) {
 			u.Generation, u.Labels = ptr(99), map[string]string{"owner": "a"}
 		})}, func(r *status.Record) bool { return r.Labels == nil }},

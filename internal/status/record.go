@@ -46,6 +46,9 @@ type Record struct {
 	Hub        string `json:"hub"`
 	InstanceID string `json:"id"`
 	Name       string `json:"name,omitempty"`
+	// OtherNames are those that publishers gave besides, which are lesser. The greatest
+	// first, MaxOtherNames at most. Who reads must be allowed to under each.
+	OtherNames []string `json:"otherNames,omitempty"`
 
 	// Generation is the start of the execution that the record is about, in
 	// unix milliseconds; 0 while no publisher has said.
