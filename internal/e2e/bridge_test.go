@@ -20,6 +20,7 @@ import (
 	"statusrelay/internal/relay"
 	"statusrelay/internal/settings"
 	"statusrelay/internal/status"
+	"statusrelay/internal/storetest"
 )
 
 const functionKey = "s3cret-system-key"
@@ -352,4 +353,81 @@ func TestInterestEndsWithTheWatch(t *testing.T) {
 		}
 		return time.Since(last) > 3*time.Second
 	})
+}
+
+// An event of Event Grid, taken by any replica, makes the one that bridges look, long before it would have; what the event says is not
+// published, since what is seen says more.
+func TestEventMakesTheBridgeLook(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	r := w.relay(nil, bridging(hub))
+	app, url := w.functions(functest.Options{})
+	rarely := func(c *notifier.Config) {
+		w.bridged(url, hub)(c)
+		c.Bridge.MinInterval, c.Bridge.MaxInterval, c.Bridge.TerminalInterval = time.Hour, time.Hour, time.Hour
+	}
+	first := w.notifier(rarely)
+	w.until("it bridges", func() bool { return w.metric(first, "statusrelay_bridge_leads") == 1 })
+	second := w.notifier(rarely)
+	k := key("order-1")
+	runs(app, k.InstanceID, 1)
+	v := w.watch(r, w.operator, k)
+	v.sees(k, 1)
+	progresses(app, k.InstanceID, 2)
+	w.deliver(second, lifecycleEvent(k.InstanceID, 1, "Failed"))
+	v.sees(k, 2)
+	if got := w.get(r, w.operator, k); w.view(got.body).RuntimeStatus != "Running" {
+		t.Errorf("got %s, want what the function app says", got.body)
+	}
+	// One that nobody has asked for is read as well.
+	other := key("order-2")
+	runs(app, other.InstanceID, 3)
+	w.deliver(second, lifecycleEvent(other.InstanceID, 1, "Running"))
+	w.until("it is known", func() bool {
+		return w.metric(second, "statusrelay_eventgrid_events_total") == 2 && app.Reads(other.InstanceID) > 0
+	})
+	w.redis.Stop()
+	w.deliver(second, lifecycleEvent(k.InstanceID, 2, "Failed")) // nobody can be told
+	if s := w.stats(); s.TotalEnqueued < 3 {
+		t.Errorf("%d messages: the event is lost", s.TotalEnqueued)
+	}
+}
+
+// A notifier that bridges needs the user that is shipped for it, and no more than that.
+func TestR2BridgeRunsUnderTheShippedACL(t *testing.T) {
+	const password = "correct horse"
+	w := newWorld(t, nil)
+	_, logIn := w.asShipped(password)
+	_, secret := w.secretFile(password)
+	// One that is no instance's is taken out; a script that is forgotten is sent again.
+	w.redis.Do("ZADD", "statusrelay:interest:{"+hub+"}", fmt.Sprint(time.Now().Add(30*time.Second).UnixMilli()), "@none")
+	r := w.relay(nil, logIn, bridging(hub))
+	app, url := w.functions(functest.Options{})
+	n := w.notifier(w.bridged(url, hub), func(c *notifier.Config) {
+		c.Redis.Username, c.Redis.Password = storetest.ShippedBridge, secret
+		c.Bridge.Silence, c.Bridge.Reconcile = 100*time.Millisecond, 100*time.Millisecond
+	})
+	k := key("order-1")
+	runs(app, k.InstanceID, 1)
+	v := w.watch(r, w.operator, k)
+	v.sees(k, 1)
+	w.redis.Do("SCRIPT", "FLUSH")
+	w.deliver(n, lifecycleEvent("order-2", 1, "Running"))
+	w.post(n, named("1", "order-3", 1))
+	progresses(app, k.InstanceID, 2)
+	v.sees(k, 2)
+	w.redis.Do("ZADD", "statusrelay:index:{"+hub+"}", "1000000000000000", "outdated") // whom no record is of
+	w.until("the outdated is gone", func() bool {
+		return !strings.Contains(w.redis.Do("ZRANGE", "statusrelay:index:{"+hub+"}", "0", "-1"), "outdated")
+	})
+	n.stop()
+	if held := w.redis.Do("GET", "statusrelay:lease:bridge%2F"+hub); held != "" {
+		t.Errorf("the lease is still %s's", held)
+	}
+	if log := w.redis.Do("ACL", "LOG"); log != "" {
+		t.Errorf("refused to the bridge:\n%s", log)
+	}
+	refuses(w, storetest.ShippedBridge, password,
+		"HSET statusrelay:{a/b} r x", "GET statusrelay:ticket:a", "SET statusrelay:sweep x", "PUBLISH statusrelay:{a/b} x", "SUBSCRIBE statusrelay:{a/b}", "SCAN 0",
+		"EVAL return(redis.call('HSET',KEYS[1],'r','x')) 1 statusrelay:{a/b}")
 }

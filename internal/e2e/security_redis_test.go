@@ -190,7 +190,7 @@ func TestR2ShippedACLLoadsEitherWay(t *testing.T) {
 		slices.Sort(words)
 		return words
 	}
-	for _, user := range []string{storetest.ShippedUser, storetest.ShippedNotifier} {
+	for _, user := range []string{storetest.ShippedUser, storetest.ShippedNotifier, storetest.ShippedBridge} {
 		if got, want := rules(included, user), rules(file, user); !slices.Equal(got, want) || len(got) == 0 {
 			t.Errorf("%s: got %q included and %q as an ACL file", user, got, want)
 		}

@@ -137,6 +137,13 @@ func (n *Notifier) newBridge() (*durablehttp.Bridge, error) {
 	return durablehttp.New(o)
 }
 
+// look has the replica that bridges look at instances now.
+func (n *Notifier) look(ctx context.Context, keys []status.Key) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	return n.store.Look(ctx, keys)
+}
+
 // warnOfPlainKey complains of a key that opens every operation on every instance and
 // goes over a network in plain text.
 func warnOfPlainKey(log *slog.Logger, text string) {

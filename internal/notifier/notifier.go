@@ -89,11 +89,15 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 		n.release()
 		return nil, err
 	}
-	mux.Handle("/v1/eventgrid", eventgrid.New(eventgrid.Options{
+	events := eventgrid.Options{
 		Verify: n.Verify, Policy: n.Policy, Publish: n.publishEvents, Hubs: hubs, Hold: c.EventGrid.Hold,
 		MaxBodyBytes: c.EventGrid.MaxBodyBytes, MaxEvents: c.EventGrid.MaxEvents, Rate: c.Rate,
 		Door: door, Logger: n.Log, Metrics: n.Metrics,
-	}))
+	}
+	if n.bridge != nil {
+		events.Look, events.LookHub = n.look, n.bridge.Hub()
+	}
+	mux.Handle("/v1/eventgrid", eventgrid.New(events))
 	documents.Handle(mux)
 	n.public = n.NewPublicServer(mux)
 	n.admin = shell.NewServer(telemetry.Private(n.Metrics, n.ready), n.Log)

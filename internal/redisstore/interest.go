@@ -5,6 +5,8 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -40,6 +42,28 @@ func (s *Store) Announce(ctx context.Context, keys []status.Key, until time.Time
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("announce interest: %w", err)
+	}
+	return nil
+}
+
+// lookFor is how long an instance is wanted to which something has happened: time for another bridge to take over.
+const lookFor = 2 * time.Minute
+
+// Look has whoever bridges a hub look at instances of it now, whether they are wanted already or not.
+func (s *Store) Look(ctx context.Context, keys []status.Key) error {
+	if err := s.Announce(ctx, keys, time.Now().Add(lookFor)); err != nil {
+		return err
+	}
+	ids := make(map[string][]string) // by hub
+	for _, k := range keys {
+		ids[k.Hub] = append(ids[k.Hub], k.InstanceID)
+	}
+	for hub, all := range ids {
+		for some := range slices.Chunk(all, maxMembers) {
+			if err := s.client.Publish(ctx, s.interestName(hub), strings.Join(some, "\n")).Err(); err != nil {
+				return fmt.Errorf("announce interest: %w", classify(err))
+			}
+		}
 	}
 	return nil
 }

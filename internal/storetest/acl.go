@@ -9,11 +9,12 @@ import (
 	"testing"
 )
 
-// ShippedUser is the relay's user in deploy/redis/users.acl, and ShippedNotifier the
-// notifier's.
+// ShippedUser is the relay's user in deploy/redis/users.acl, ShippedNotifier the
+// notifier's, and ShippedBridge that of a notifier that bridges.
 const (
 	ShippedUser     = "relay"
 	ShippedNotifier = "notifier"
+	ShippedBridge   = "bridge"
 )
 
 // shippedUsers is that file, with a hash in place of those that nobody has the
@@ -31,8 +32,8 @@ func shippedUsers(t testing.TB, password string) string {
 	}
 	hash := sha256.Sum256([]byte(password))
 	none := "#" + strings.Repeat("0", 2*len(hash))
-	if strings.Count(string(text), none) != 2 {
-		t.Fatalf("%s: want a hash of no password for each of two users", path)
+	if strings.Count(string(text), none) != 3 {
+		t.Fatalf("%s: want a hash of no password for each of three users", path)
 	}
 	return strings.ReplaceAll(string(text), none, "#"+hex.EncodeToString(hash[:]))
 }

@@ -172,6 +172,9 @@ func New(o Options) (*Bridge, error) {
 	return &Bridge{o: o, client: c, m: m, lock: "bridge/" + o.Hub, holder: rand.Text()}, nil
 }
 
+// Hub is the hub that is bridged.
+func (b *Bridge) Hub() string { return b.o.Hub }
+
 const (
 	// lease is how long a replica that has died still counts as the one that bridges.
 	lease = 15 * time.Second

@@ -64,6 +64,18 @@ func (s *schedule) want(id string, now time.Time) bool {
 	return true
 }
 
+// hurry has an instance that is known read at once, and soon again: something has happened to it, or will in a moment.
+func (s *schedule) hurry(id string, now time.Time) {
+	i := s.all[id]
+	if i == nil || s.waiting(i) {
+		return // it comes as soon as it can
+	}
+	i.interval = 0
+	if i.queue != nil {
+		s.put(i, now)
+	}
+}
+
 // readOnce has an instance read soon, whether it is of interest or not.
 func (s *schedule) readOnce(id string, now time.Time) bool {
 	i := s.add(id)

@@ -166,7 +166,9 @@ func (t *term) run(ctx context.Context) {
 			}
 			return
 		case id := <-t.heard:
-			t.want(id, time.Now())
+			now := time.Now()
+			t.want(id, now)
+			t.schedule.hurry(id, now)
 		case ids := <-t.wanted:
 			t.wantOnly(ids, time.Now())
 		case ids := <-t.silent:

@@ -55,9 +55,10 @@ type Options struct {
 	Policy  func() *policy.Policy
 	Publish Publish
 
-	// Look, if there is one, is told of every instance that something has happened to. If it returns true, somebody looks at the
-	// instance itself, and sees more than an event says: nothing is published then.
-	Look func(status.Key) bool
+	// Look, if there is one, has a bridge look at instances of LookHub, which sees more than an event says. Events of that hub are
+	// published only if it fails.
+	Look    func(ctx context.Context, keys []status.Key) error
+	LookHub string
 
 	Hubs         map[string]string // by task hub, where the names differ
 	Hold         time.Duration     // how long a Completed is held back; 0: not at all
@@ -287,6 +288,8 @@ func (a *api) publish(r *http.Request, who *auth.Principal, events []event) (t t
 	now, rules := a.Now(), a.Policy()
 	parent, state := wire.Trace(r.Header.Get("Traceparent"), strings.Join(r.Header.Values("Tracestate"), ","))
 	messages := make([]Message, 0, len(events))
+	var bridged []Message
+	var keys []status.Key // of bridged
 	for _, e := range events {
 		u, err := e.update(a.Hubs, now)
 		switch {
@@ -299,9 +302,6 @@ func (a *api) publish(r *http.Request, who *auth.Principal, events []event) (t t
 		case !who.May(auth.Publish, u.Hub) || !rules.MayPublish(who.Claims, u.Hub, nil):
 			t.refuse(auth.ErrForbidden)
 			continue
-		case a.Look != nil && a.Look(u.Key()):
-			t.Looked++
-			continue
 		}
 		m := Message{Message: wire.Message{
 			Update: *u, ID: e.id(), Source: "/hubs/" + u.Hub + "/eventgrid", Traceparent: parent, Tracestate: state,
@@ -309,7 +309,19 @@ func (a *api) publish(r *http.Request, who *auth.Principal, events []event) (t t
 		if u.RuntimeStatus == status.Completed && a.Hold > 0 {
 			m.At = now.Add(a.Hold)
 		}
-		messages = append(messages, m)
+		if a.Look != nil && u.Hub == a.LookHub {
+			bridged, keys = append(bridged, m), append(keys, u.Key())
+		} else {
+			messages = append(messages, m)
+		}
+	}
+	if len(keys) > 0 {
+		if err := a.Look(r.Context(), keys); err == nil {
+			t.Looked = len(keys)
+		} else {
+			a.Logger.WarnContext(r.Context(), "no bridge could be told of events: they are published as they are", "error", err)
+			messages = append(messages, bridged...)
+		}
 	}
 	if len(messages) == 0 {
 		return t

@@ -461,10 +461,14 @@ func TestTaskHubsHaveTheirNameUnlessMapped(t *testing.T) {
 // Where a bridge looks at the instance itself, an event only says that there is something to see.
 func TestBridgeLooksInsteadOfPublishing(t *testing.T) {
 	var looked []string
+	var away error
 	a := newAPI(t, func(o *eventgrid.Options) {
-		o.Look = func(k status.Key) bool {
-			looked = append(looked, k.String())
-			return k.Hub == "orders"
+		o.LookHub = "orders"
+		o.Look = func(_ context.Context, keys []status.Key) error {
+			for _, k := range keys {
+				looked = append(looked, k.String())
+			}
+			return away
 		}
 	})
 	body := "[" + event(running) + "," + event(with("runtimeStatus", "Completed")) + "," + event(with("hubName", "other")) + "," +
@@ -472,8 +476,12 @@ func TestBridgeLooksInsteadOfPublishing(t *testing.T) {
 	if got := counts(t, a.post("publisher", body)); got != "[ignored:1 invalid:1 looked:2 published:1]" || a.outcomes(t) != got {
 		t.Errorf("got %s, counted %s", got, a.outcomes(t))
 	}
-	if want := []string{"orders/o-1", "orders/o-1", "other/o-1"}; !slices.Equal(looked, want) {
+	if want := []string{"orders/o-1", "orders/o-1"}; !slices.Equal(looked, want) {
 		t.Errorf("looked at %v, want %v", looked, want)
+	}
+	away = errors.New("away")
+	if got := counts(t, a.post("publisher", body)); got != "[held:1 ignored:1 invalid:1 published:2]" {
+		t.Errorf("while nobody can be told: got %s", got)
 	}
 	looked = nil
 	if w := a.post("somebody", event(running)); w.Code != http.StatusForbidden || looked != nil {
