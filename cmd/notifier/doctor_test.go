@@ -63,7 +63,7 @@ func TestDoctorTellsMistakes(t *testing.T) {
 		"NoURL":       {nil, []string{"--relay", "status.example.com"}, "relay: not a URL"},
 		"NoHub":       {nil, []string{"--hub", "a/b"}, "hub"},
 		"NoLabel":     {nil, []string{"--label", "=x"}, "labels"},
-		"BrokenBus":   {[]string{"STATUSRELAY_SERVICE_BUS_CONNECTION_STRING=c4n4ry"}, nil, "ConnectionString: not of the form"},
+		"BrokenBus":   {[]string{"STATUSRELAY_SERVICE_BUS_CONNECTION_STRING=c4n4ry"}, nil, "service_bus.connection_string: not of the form"},
 		"Management":  {[]string{"STATUSRELAY_SERVICE_BUS_CONNECTION_STRING=" + devbus.ConnectionString("127.0.0.1:1")}, []string{"--management", "nowhere"}, "Management: not a URL"},
 		"ServeOnly":   {[]string{"STATUSRELAY_SERVICE_BUS_CONNECTION_STRING=" + devbus.ConnectionString("127.0.0.1:1")}, []string{"--policy", "/nowhere"}, "auth.issuers"},
 		"TokenTwice":  {[]string{"STATUSRELAY_RELAY_TOKEN=c4n4ry"}, []string{"--relay-token-file", "/nowhere"}, "relay_token: given twice"},

@@ -3,6 +3,7 @@ package notifier_test
 import (
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -64,12 +65,30 @@ func TestMistakesAboutTheBridge(t *testing.T) {
 	}
 }
 
+// buffer is a log that several write to, while others read it: keys of issuers may still be fetched when all else has ended.
+type buffer struct {
+	mu   sync.Mutex
+	text strings.Builder // guarded by mu
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
 // Who sends a key over a network in plain text is told so.
 func TestPlainKeyIsComplainedOf(t *testing.T) {
 	for url, want := range map[string]bool{
 		"http://127.0.0.1:1/x": false, "http://localhost:1/x": false, "https://app.example/x": false, "http://app.example/x": true,
 	} {
-		var log strings.Builder
+		var log buffer
 		w := start(t, time.Second, func(c *notifier.Config, o *notifier.Options) {
 			c.Redis.Addrs = []string{"127.0.0.1:1"} // where nobody is
 			c.Bridge.URL, c.Bridge.Key = url, settings.NewSecret("s3cret")
