@@ -108,13 +108,25 @@ func TestHandingOverMissesNothingAndShowsNothingTwice(t *testing.T) {
 	send := w.sender()
 	send([]byte(progress(k.InstanceID, 1, 1)))
 	w.shows(replicas[0], k, 1)
+	// Some at each step: all would be through before every way was taken.
+	next := make(chan struct{}, updates)
+	more := func() {
+		for range 15 {
+			select {
+			case next <- struct{}{}:
+			default:
+			}
+		}
+	}
 	var publishing sync.WaitGroup
 	publishing.Go(func() {
 		for i := 2; i <= updates; i++ {
+			<-next
 			send([]byte(progress(k.InstanceID, i, i)))
 		}
 	})
 	defer publishing.Wait()
+	defer close(next)
 
 	has := int64(0)
 	shown, ways := 0, map[string]int{}
@@ -131,6 +143,7 @@ func TestHandingOverMissesNothingAndShowsNothingTwice(t *testing.T) {
 	}
 	for turn := 0; shown < updates; turn++ {
 		r := replicas[turn%2]
+		more()
 		switch turn / 2 % 4 {
 		case 0:
 			got, err := w.do(http.MethodGet, instanceURL(r, k)+"?after="+strconv.FormatInt(has, 10), w.customer, nil)
@@ -150,6 +163,7 @@ func TestHandingOverMissesNothingAndShowsNothingTwice(t *testing.T) {
 		case 2:
 			s := w.stream(r, w.customer, "/"+k.InstanceID, "Last-Event-ID", strconv.FormatInt(has, 10))
 			for range 3 {
+				more()
 				e, ok := s.next()
 				if !ok {
 					t.Fatal("the stream ended")
