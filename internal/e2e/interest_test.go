@@ -115,7 +115,7 @@ func TestColdInstanceIsAnsweredAtItsFirstUse(t *testing.T) {
 		t.Errorf("the drop-in URL: got %d %s, %v", got.code, got.body, err)
 	}
 	got, err = w.do(http.MethodGet, patient.base+"/v1/hubs/"+hub+"/instances?id=b1&id=cold&id=b2", w.customer, nil)
-	if err != nil || got.code != http.StatusOK || strings.Contains(string(got.body), `404`) || strings.Count(string(got.body), `"percent"`) != 3 {
+	if err != nil || got.code != http.StatusOK || strings.Contains(string(got.body), `"status":404`) || strings.Count(string(got.body), `"percent"`) != 3 {
 		t.Errorf("a batch: got %d %s, %v", got.code, got.body, err)
 	}
 	if e, ok := w.stream(hasty, w.customer, "/streamed").next(); !ok || !strings.Contains(string(e.data), `"percent":60`) {

@@ -164,7 +164,7 @@ func TestFirstUseOfABatchIsOneWait(t *testing.T) {
 		a.want("one of two", 0)
 		w.store.put(current("b"))
 		a.want("both", 200)
-		if took := time.Since(start); took != 0 || strings.Contains(a.w.Body.String(), "404") {
+		if took := time.Since(start); took != 0 || strings.Contains(a.w.Body.String(), `"status":404`) {
 			t.Errorf("took %s: %s", took, a.w.Body)
 		}
 		order := []string{`"instanceId":"b"`, `"instanceId":"a"`, `"instanceId":"@"`, `"instanceId":"c"`}
