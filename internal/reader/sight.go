@@ -65,7 +65,10 @@ func (s *Source) Sight(snapshot *hub.Snapshot, a *policy.Audience) *Sight {
 	return v.(*Sight)
 }
 
-// sightAt is one client's own sight of a snapshot, with another version.
+// sightAt is one client's own sight of a snapshot, with another version. It is not inlined: a record is larger than all that is on
+// the stack of a socket that writes, which would be grown for it with every frame.
+//
+//go:noinline
 func sightAt(version int64, snapshot *hub.Snapshot, a *policy.Audience) *Sight {
 	r := *snapshot.Record
 	r.Version = version
