@@ -174,10 +174,10 @@ func (p *Policy) underEachName(r *status.Record, admit func(*rule) *Audience) *A
 	return a
 }
 
-// both returns the audience that sees what both see, nil if either is.
+// both returns the audience that sees what both see, nil if there is no other.
 func (p *Policy) both(a, b *Audience) *Audience {
-	if a == nil || b == nil || a == b {
-		return b
+	if b == nil {
+		return nil
 	}
 	pair := [2]*Audience{a, b}
 	if known, ok := p.common.Load(pair); ok {
@@ -185,7 +185,7 @@ func (p *Policy) both(a, b *Audience) *Audience {
 	}
 	sees := sight{a.sees.customStatus, a.sees.output && b.sees.output, a.sees.failure && b.sees.failure, a.sees.labels && b.sees.labels}
 	also := append(slices.Clip(slices.Clone(a.also)), append([]*fields{b.sees.customStatus}, b.also...)...)
-	known, _ := p.common.LoadOrStore(pair, &Audience{name: a.name, when: a.when, sees: sees, also: also, projectors: p.projectors})
+	known, _ := p.common.LoadOrStore(pair, &Audience{name: a.name, sees: sees, also: also, projectors: p.projectors})
 	return known.(*Audience)
 }
 
