@@ -18,6 +18,7 @@ import (
 
 	"statusrelay/internal/claim"
 	"statusrelay/internal/ingestapi"
+	"statusrelay/internal/limit"
 	"statusrelay/internal/status"
 )
 
@@ -392,9 +393,8 @@ func TestBrokerThatSaysNothingIs503(t *testing.T) {
 func TestWhatIsInHandIsBounded(t *testing.T) {
 	begun, end := make(chan struct{}), make(chan struct{})
 	body := `{"instanceId":"a","customStatus":"` + strings.Repeat("x", 10_000) + `"}`
-	limit := 3 * ingestapi.Holds(int64(len(body)), 1)
 	a := newAPI(t, func(o *ingestapi.Options) {
-		o.MaxInFlight = limit
+		o.Room = limit.NewRoom(3*limit.Holds(int64(len(body)), 1), nil)
 		o.Publish = func(_ context.Context, messages []ingestapi.Message) []error {
 			begun <- struct{}{}
 			<-end
@@ -421,7 +421,7 @@ func TestWhatIsInHandIsBounded(t *testing.T) {
 // A body that was announced and does not come holds nothing.
 func TestSlowBodiesKeepNobodyOut(t *testing.T) {
 	small := `{"instanceId":"a"}`
-	a := newAPI(t, func(o *ingestapi.Options) { o.MaxInFlight = ingestapi.Holds(1<<10, 1) + 200*ingestapi.Holds(0, 0) })
+	a := newAPI(t, func(o *ingestapi.Options) { o.Room = limit.NewRoom(limit.Holds(1<<10, 1)+200*limit.Holds(0, 0), nil) })
 	var slow []*slowBody
 	done := make(chan int)
 	for range 100 {
@@ -569,7 +569,9 @@ func FuzzRequest(f *testing.F) {
 	f.Add([]byte("1\n2"), "application/x-ndjson; charset=\"", "gzip", "x", "x")
 	f.Fuzz(func(t *testing.T, body []byte, mediaType, encoding, parent, state string) {
 		metrics := prometheus.NewRegistry()
-		a := newAPI(t, remembering(t), stamping(func() error { return nil }), func(o *ingestapi.Options) { o.MaxUpdates, o.Metrics = 50, metrics })
+		a := newAPI(t, remembering(t), stamping(func() error { return nil }), func(o *ingestapi.Options) {
+			o.MaxUpdates, o.Metrics, o.Room = 50, metrics, limit.NewRoom(64<<20, metrics)
+		})
 		for attempt := range 2 {
 			r := httptest.NewRequest(http.MethodPost, "/v1/updates", bytes.NewReader(body))
 			r.Header = http.Header{
@@ -609,7 +611,7 @@ func inFlight(t *testing.T, metrics *prometheus.Registry) float64 {
 		t.Fatal(err)
 	}
 	for _, f := range families {
-		if f.GetName() == "statusrelay_ingestapi_in_flight_bytes" {
+		if f.GetName() == "statusrelay_limit_in_flight_bytes" {
 			return f.GetMetric()[0].GetGauge().GetValue()
 		}
 	}

@@ -67,12 +67,13 @@ type Options struct {
 	DefaultHub   string  // of updates that name none; "default" when empty
 	MaxBodyBytes int64   // 0: 1 MiB
 	MaxUpdates   int     // in one request; 0: 1000
-	MaxInFlight  int64   // bytes that all requests hold together, beyond which more are refused; 0: 64 MiB
 	Rate         float64 // updates per second and caller; 0: 1000
 	Burst        int     // updates at once and caller; 0: twice the rate
 
 	// Door bounds what comes from one address, here and wherever else it is. Default: no limit
 	Door *limit.Door
+	// Room bounds what all requests hold together, here and wherever else it is; more are refused. Default: 64 MiB, here.
+	Room *limit.Room
 
 	Logger  *slog.Logger
 	Metrics prometheus.Registerer
@@ -85,7 +86,6 @@ const limitUpdates = "updates"
 type api struct {
 	Options
 	callers *limit.Buckets[string]
-	room    *room
 	told    *limit.Policies
 	updates *prometheus.CounterVec
 	limited *prometheus.CounterVec
@@ -105,8 +105,8 @@ func New(o Options) http.Handler {
 	if o.MaxUpdates == 0 {
 		o.MaxUpdates = 1000
 	}
-	if o.MaxInFlight == 0 {
-		o.MaxInFlight = 64 << 20
+	if o.Room == nil {
+		o.Room = limit.NewRoom(64<<20, nil)
 	}
 	if o.Rate == 0 {
 		o.Rate = 1000
@@ -136,9 +136,8 @@ func New(o Options) http.Handler {
 	for _, name := range []string{limitUpdates, limit.OfAddress, limit.OfFailures} {
 		a.limited.WithLabelValues(name) // there from the start: an alert can ask for its rate
 	}
-	a.room = newRoom(o.MaxInFlight)
 	if o.Metrics != nil {
-		o.Metrics.MustRegister(a.updates, a.limited, a.room.refused, a.room.gauge())
+		o.Metrics.MustRegister(a.updates, a.limited)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/v1/updates", a.serve)
@@ -182,9 +181,9 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 		problem.Write(w, problem.UnsupportedEncoding())
 		return
 	}
-	share := a.room.enter()
-	defer share.leave()
-	body, err := io.ReadAll(share.reader(http.MaxBytesReader(w, r.Body, a.MaxBodyBytes)))
+	share := a.Room.Enter()
+	defer share.Leave()
+	body, err := io.ReadAll(share.Reader(http.MaxBytesReader(w, r.Body, a.MaxBodyBytes)))
 	if err != nil {
 		a.refuse(w, r, unread(err, a.MaxBodyBytes))
 		return
@@ -198,7 +197,7 @@ func (a *api) serve(w http.ResponseWriter, r *http.Request) {
 		err = tooLarge("the limit is %d updates in one request", a.MaxUpdates)
 	}
 	if err == nil {
-		err = share.updates(len(body), len(documents))
+		err = share.Updates(len(body), len(documents))
 	}
 	if err != nil {
 		a.refuse(w, r, err)
@@ -247,7 +246,7 @@ func (a *api) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if p.Status == http.StatusInternalServerError {
 		a.Logger.ErrorContext(r.Context(), "request", "error", err)
 	}
-	if errors.Is(err, errNoRoom) {
+	if errors.Is(err, limit.ErrNoRoom) {
 		p.RetryAfter = a.retryAfter()
 	}
 	if reached := (*limit.Error)(nil); errors.As(err, &reached) {

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"statusrelay/internal/ingestapi"
+	"statusrelay/internal/limit"
 	"statusrelay/internal/shell"
 	"statusrelay/internal/status"
 )
@@ -127,8 +127,11 @@ func (c Config) Validate() error {
 	if c.MaxUpdates <= 0 {
 		errs = append(errs, errors.New("max_updates: not positive"))
 	}
-	if c.MaxInFlight < ingestapi.Holds(c.MaxBodyBytes, c.MaxUpdates) {
+	if c.MaxInFlight < limit.Holds(c.MaxBodyBytes, c.MaxUpdates) {
 		errs = append(errs, errors.New("max_in_flight: less than the largest request holds, of max_body_bytes with max_updates"))
+	}
+	if c.MaxInFlight < limit.Holds(c.EventGrid.MaxBodyBytes, c.EventGrid.MaxEvents) {
+		errs = append(errs, errors.New("max_in_flight: less than the largest request holds, of eventgrid.max_body_bytes with eventgrid.max_events"))
 	}
 	if c.Stamp && len(c.Redis.Addrs) == 0 {
 		errs = append(errs, errors.New("stamp: needs redis.addrs"))

@@ -19,6 +19,7 @@ import (
 	"statusrelay/internal/claim"
 	"statusrelay/internal/devbus"
 	"statusrelay/internal/ingestapi"
+	"statusrelay/internal/limit"
 	"statusrelay/internal/notifier"
 	"statusrelay/internal/policy"
 	"statusrelay/internal/servicebus"
@@ -315,7 +316,7 @@ func TestMemoryIsBoundedWhileTheBrokerStalls(t *testing.T) {
 			}
 			inHand := 0
 			w.until("all are refused or in hand", func() bool {
-				inHand = int(w.metric("statusrelay_ingestapi_in_flight_bytes")) / int(ingestapi.Holds(int64(len(body)), strings.Count(body, "\n")))
+				inHand = int(w.metric("statusrelay_limit_in_flight_bytes")) / int(limit.Holds(int64(len(body)), strings.Count(body, "\n")))
 				return len(codes)+inHand >= requests
 			})
 			grown := heap() - before

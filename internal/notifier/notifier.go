@@ -70,10 +70,11 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 		return nil, err
 	}
 	door := limit.NewDoor(limit.PerSecond(c.Limits.RequestsPerAddress), limit.NewFailures(limit.PerSecond(c.Limits.FailuresPerAddress)))
+	room := limit.NewRoom(c.MaxInFlight, n.Metrics)
 	ingest := ingestapi.Options{
 		Verify: n.Verify, Policy: n.Policy, Publish: n.publish, RetryAfter: n.publisher.RetryAfter,
-		DefaultHub: c.DefaultHub, MaxBodyBytes: c.MaxBodyBytes, MaxUpdates: c.MaxUpdates, MaxInFlight: c.MaxInFlight, Rate: c.Rate,
-		Door: door, Logger: n.Log, Metrics: n.Metrics,
+		DefaultHub: c.DefaultHub, MaxBodyBytes: c.MaxBodyBytes, MaxUpdates: c.MaxUpdates, Rate: c.Rate,
+		Door: door, Room: room, Logger: n.Log, Metrics: n.Metrics,
 	}
 	if ingest.Claims, err = n.claims(); err != nil {
 		n.release()
@@ -92,7 +93,7 @@ func New(ctx context.Context, c Config, o Options) (*Notifier, error) {
 	events := eventgrid.Options{
 		Verify: n.Verify, Policy: n.Policy, Publish: n.publishEvents, Hubs: hubs, Hold: c.EventGrid.Hold,
 		MaxBodyBytes: c.EventGrid.MaxBodyBytes, MaxEvents: c.EventGrid.MaxEvents, Rate: c.Rate,
-		Door: door, Logger: n.Log, Metrics: n.Metrics,
+		Door: door, Room: room, Logger: n.Log, Metrics: n.Metrics,
 	}
 	if n.bridge != nil {
 		events.Look, events.LookHub = n.look, n.bridge.Hub()

@@ -66,6 +66,7 @@ type Options struct {
 	MaxEvents    int               // in one request; 0: 5000, what Event Grid sends at most
 	Rate         float64           // events per second and caller; 0: 1000
 	Door         *limit.Door       // bounds what comes from one address, here and wherever else it is; nil: no limit
+	Room         *limit.Room       // bounds what all requests hold together, here and wherever else it is; nil: 64 MiB, here
 	Logger       *slog.Logger
 	Metrics      prometheus.Registerer
 	Now          func() time.Time // nil: time.Now
@@ -78,6 +79,9 @@ type api struct {
 	limited *prometheus.CounterVec
 	told    *limit.Policies
 }
+
+// publishTimeout is how long the broker may take: Event Grid waits for 30 s.
+const publishTimeout = 20 * time.Second
 
 // limitEvents is the limit besides those of a limit.Door, as metrics call it.
 const limitEvents = "events"
@@ -95,6 +99,9 @@ func New(o Options) http.Handler {
 	}
 	if o.Door == nil {
 		o.Door = limit.Open()
+	}
+	if o.Room == nil {
+		o.Room = limit.NewRoom(64<<20, nil)
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -209,8 +216,14 @@ func (a *api) post(w http.ResponseWriter, r *http.Request, who *auth.Principal, 
 		problem.Write(w, problem.UnsupportedEncoding())
 		return
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, a.MaxBodyBytes))
+	share := a.Room.Enter()
+	defer share.Leave()
+	body, err := io.ReadAll(share.Reader(http.MaxBytesReader(w, r.Body, a.MaxBodyBytes)))
 	if err != nil {
+		if errors.Is(err, limit.ErrNoRoom) {
+			a.refuse(w, r, err)
+			return
+		}
 		if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 			problem.Write(w, problem.TooLarge(a.MaxBodyBytes))
 			return
@@ -219,6 +232,9 @@ func (a *api) post(w http.ResponseWriter, r *http.Request, who *auth.Principal, 
 		return
 	}
 	events, err := split(r.Header, body)
+	if err == nil && len(events) <= a.MaxEvents {
+		err = share.Updates(len(body), len(events))
+	}
 	switch {
 	case err != nil:
 		a.refuse(w, r, err)
@@ -326,7 +342,9 @@ func (a *api) publish(r *http.Request, who *auth.Principal, events []event) (t t
 	if len(messages) == 0 {
 		return t
 	}
-	for i, err := range a.Publish(r.Context(), messages) {
+	ctx, cancel := context.WithTimeout(r.Context(), publishTimeout)
+	defer cancel()
+	for i, err := range a.Publish(ctx, messages) {
 		switch {
 		case errors.Is(err, status.ErrInvalid):
 			t.refuse(err)

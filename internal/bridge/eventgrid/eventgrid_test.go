@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -641,6 +642,37 @@ func FuzzAnyBodyEndsInValidUpdatesOrARefusal(f *testing.F) {
 			if u.RuntimeStatus == status.Completed == m.At.IsZero() {
 				t.Errorf("%s for %v", u.RuntimeStatus, m.At)
 			}
+		}
+	})
+}
+
+// What is in hand has the bounds that all ways to publish share, and a broker that says nothing is not waited for: Event Grid
+// brings the events again.
+func TestStalledBrokerHoldsNoMoreThanThereIsRoomFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		body := "[" + event(running) + "]"
+		a := newAPI(t, func(o *eventgrid.Options) {
+			o.Room = limit.NewRoom(2*limit.Holds(int64(len(body)), 1), nil)
+			o.Publish = func(ctx context.Context, messages []eventgrid.Message) []error {
+				<-ctx.Done()
+				return []error{fmt.Errorf("%w: %w", status.ErrUnavailable, ctx.Err())}
+			}
+		})
+		began, answers := time.Now(), make(chan *httptest.ResponseRecorder, 2)
+		for range 2 {
+			go func() { answers <- a.post("publisher", body) }()
+		}
+		synctest.Wait()
+		if w := a.post("publisher", body); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || time.Since(began) != 0 {
+			t.Errorf("beyond: got %d with Retry-After %q after %s", w.Code, w.Header().Get("Retry-After"), time.Since(began))
+		}
+		for range 2 {
+			if w := <-answers; w.Code != http.StatusServiceUnavailable {
+				t.Errorf("in hand: got %d", w.Code)
+			}
+		}
+		if d := time.Since(began); d != 20*time.Second {
+			t.Errorf("it took %s", d)
 		}
 	})
 }
